@@ -1,0 +1,26 @@
+# Every target works on a clean clone with nothing installed but Python (3.11 or newer), pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup quickstart test lint clean
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/python -m lighttoken.train +experiment=quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""Stage 1 of the method: the rank-k part of the table."""
+
+import torch
+from torch import Tensor
+
+
+def weighted_moments(table: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of the rows of a table (V, d) under row weights (V,) of mean 1.
+
+    The covariance is float64 and on the CPU, where all that is done with it takes no time.
+    """
+    mean = weights @ table / len(table)
+    scaled = (table - mean) * weights.sqrt().unsqueeze(1)
+    return mean, (scaled.T @ scaled).cpu().double() / len(table)
+
+
+def truncated_svd(table: Tensor, rank: int, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Best rank-k approximation of the centred table under row weights (Eckart and Young 1936): left @ right + mean.
+
+    Returns left (V, k), right (k, d) with orthonormal rows, and mean (d,), all float32. The right factor comes from
+    the covariance (d, d), which is far smaller than the table; the left one is the table projected on it.
+    """
+    mean, covariance = weighted_moments(table, weights)
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :rank].T  # eigh sorts upwards
+    signs = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()  # else arbitrary
+    right = (directions * signs).to(table)
+    return (table - mean) @ right.T, right, mean

@@ -1,0 +1,14 @@
+"""python -m lighttoken.compress: compress a table and write the artifact. See conf/compress.yaml."""
+
+from lighttoken.configs import door
+
+
+def main() -> None:
+    """Entry point."""
+    from lighttoken.pipeline import compress
+
+    door("compress", compress)
+
+
+if __name__ == "__main__":
+    main()

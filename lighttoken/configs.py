@@ -1,0 +1,205 @@
+"""The configs: where they are, what their keys and types may be, and one clear line when something is wrong."""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import netrc
+import os
+import sys
+import types
+import typing
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lighttoken.errors import LighttokenError
+
+SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+
+
+@dataclass
+class Train:
+    """Keys and types of train.yaml; what stands below a group is checked against the class its `_target_` names."""
+
+    model: Any = MISSING
+    codec: Any = MISSING
+    task: Any = MISSING
+    finetune: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    ratio: float = MISSING
+    seed: int = MISSING
+    output_dir: str = MISSING
+    progress: bool = MISSING
+
+
+@dataclass
+class Compress:
+    """Keys and types of compress.yaml."""
+
+    model: Any = MISSING
+    codec: Any = MISSING
+    ratio: float = MISSING
+    seed: int = MISSING
+    output: str = MISSING
+    progress: bool = MISSING
+
+
+def config_dir() -> str:
+    """The folder of the configs: `conf` of the checkout, or the copy inside an installed wheel."""
+    package = Path(__file__).resolve().parent
+    in_checkout = (package.parent / "pyproject.toml").is_file() and (package.parent / "conf" / "train.yaml").is_file()
+    return str(package.parent / "conf" if in_checkout else package / "conf")
+
+
+def register() -> None:
+    """Make the schemas and resolvers known to Hydra; repeating it changes nothing."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Train)
+    store.store(name="compress_schema", node=Compress)
+    OmegaConf.register_new_resolver("wandb_offline", _wandb_is_offline, replace=True)
+
+
+def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
+    """Run a command: compose its config, check it, call `run`. What the user can cure is one line and exit code 2.
+
+    With HYDRA_FULL_ERROR=1 in the environment every error comes with its traceback.
+    """
+    register()
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # keeps Hydra from printing errors its own way, in several lines
+
+    @functools.wraps(run)
+    def checked(config: DictConfig) -> Any:
+        check(config)
+        return run(config)
+
+    try:
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(checked)()
+    except (LighttokenError, HydraException, OmegaConfBaseException) as error:
+        if show_traceback:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line: Hydra and OmegaConf spread theirs over several."""
+    if isinstance(error, HydraException) and isinstance(error.__cause__, LighttokenError):
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, wrong = (error.missing_cfg_file or "").rpartition("/")
+        return f"unknown {group} {wrong!r}; choose one of {', '.join(error.options)}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        lines += [line.strip() for line in str(error.__cause__).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key: \n"))]
+    return "; ".join(dict.fromkeys(kept))
+
+
+def check(config: DictConfig) -> None:
+    """Raise LighttokenError for missing values, and for keys and types that the classes behind the config refuse."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise LighttokenError(f"missing {', '.join(missing)}; add {missing[0]}=VALUE to the command")
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    schema = OmegaConf.get_type(config)
+    if schema in (Train, Compress):
+        _check_keys("", set(map(str, container)), set(typing.get_type_hints(schema)))
+    _check_node("", container)
+
+
+def _check_node(path: str, node: Any) -> None:
+    if isinstance(node, list):
+        for index, entry in enumerate(node):
+            _check_node(f"{path}[{index}]", entry)
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        _check_target(path, node)
+    for key, entry in node.items():
+        _check_node(f"{path}.{key}" if path else str(key), entry)
+
+
+def _check_target(path: str, node: dict) -> None:
+    target = hydra.utils.get_object(node["_target_"])
+    parameters, hints = _parameters(target)
+    keys = set(node) - SPECIAL_KEYS
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        _check_keys(path, keys, set(parameters))
+    for key in keys & set(hints):
+        value = node[key]
+        if not (isinstance(value, dict) and "_target_" in value) and not _fits(value, hints[key]):
+            wanted = getattr(hints[key], "__name__", None) or str(hints[key])
+            wanted = str(hints[key]).replace("typing.", "") if typing.get_origin(hints[key]) else wanted
+            raise LighttokenError(f"{path}.{key}={value!r} is a {type(value).__name__}; it must be {wanted}")
+
+
+def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """Parameters of a class or function; where a class passes **kwargs on, those of the class above it too."""
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    classes = inspect.getmro(target) if inspect.isclass(target) else ()
+    for owner in [entry for entry in classes if "__init__" in vars(entry)] or [target]:
+        function = owner.__init__ if inspect.isclass(owner) else owner
+        own = dict(inspect.signature(function).parameters)
+        own.pop("self", None)
+        # A library's annotation may be for type checkers alone; its values then go unchecked here.
+        with contextlib.suppress(NameError, TypeError):
+            hints = typing.get_type_hints(function) | hints
+        passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values())
+        ours = getattr(owner, "__module__", "").startswith("lighttoken")
+        parameters |= {name: p for name, p in own.items() if not (ours and p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL))}
+        if not (passes_on and ours):
+            break
+    return parameters, hints
+
+
+def _check_keys(path: str, keys: set[str], known: set[str]) -> None:
+    for key in sorted(keys - known):
+        prefix = f"{path}." if path else ""
+        close = difflib.get_close_matches(key, known, n=1)
+        cure = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+        raise LighttokenError(f"unknown key {prefix}{key}; {cure}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type; types that are not plain are taken on trust."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (int, str, bool):
+        return type(value) is hint
+    if hint is types.NoneType:
+        return value is None
+    return value is not None or hint is Any
+
+
+def _wandb_is_offline() -> bool:
+    """Whether there is no key to log in to W&B with; `WANDB_MODE` in the environment decides where it is set."""
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"] == "offline"
+    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        saved = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        saved = None
+    return not (os.environ.get("WANDB_API_KEY") or saved)

@@ -1,0 +1,67 @@
+"""Fine-tuning: the second LightningModule, around a backbone with a compressed embedding in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+
+from lighttoken.embedding import Trainable, set_trainable
+
+
+class FineTuner(L.LightningModule):
+    """Trains a classification model with AdamW, linear warm-up and decay (Devlin et al. 2019, appendix A.3).
+
+    The backbone is trained; of its token embedding, what `trainable` says, and the same for every codec. Scores
+    are logged as `val/NAME` and, on rows held out of the training split, as `dev/NAME`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        metrics: Mapping[str, Metric],
+        learning_rate: float,
+        weight_decay: float,
+        warmup_ratio: float,
+        trainable: Trainable,
+    ):
+        """`warmup_ratio` is a share of all optimizer steps; `weight_decay` spares biases and normalisation weights."""
+        super().__init__()
+        self.model = (
+            model.train()
+        )  # from_pretrained returns it in eval mode, and Lightning would keep it so: no dropout
+        self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
+        set_trainable(model.get_input_embeddings(), trainable)
+        scores = MetricCollection(dict(metrics))
+        self.scores = nn.ModuleDict({split: scores.clone(prefix=f"{split}/") for split in ("val", "dev")})
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.model(**batch)
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self(**batch).loss
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        split = ("val", "dev")[dataloader_idx]
+        output = self(**batch)
+        scores: Any = self.scores[split]
+        scores.update(output.logits.argmax(-1), batch["labels"])
+        self.log(f"{split}/loss", output.loss, batch_size=len(batch["labels"]), add_dataloader_idx=False)
+        self.log_dict(scores, prog_bar=True, batch_size=len(batch["labels"]), add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # biases and normalisation weights
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,62 @@
+"""How numbers are stored: bits eight to a byte, matrices in float32, float16, int8 or int4."""
+
+import torch
+from torch import Tensor
+
+PRECISIONS = ("float32", "float16", "int8", "int4")
+_LEVELS = {"int8": 127, "int4": 7}  # largest level of a symmetric quantizer, levels are -n..n
+_BIT = torch.arange(8, dtype=torch.uint8)
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Pack bits (V, m), 0 or 1, into codes (V, ceil(m/8)) uint8; bit j of byte i is column 8i + j."""
+    padding = -bits.shape[-1] % 8
+    grouped = torch.nn.functional.pad(bits.to(torch.uint8), (0, padding)).unflatten(-1, (-1, 8))
+    return (grouped << _BIT.to(bits.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(codes: Tensor, m: int) -> Tensor:
+    """Unpack codes (..., ceil(m/8)) uint8 into bits (..., m) uint8."""
+    return ((codes.unsqueeze(-1) >> _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
+
+
+def quantize(matrix: Tensor, precision: str, scale_dim: int) -> tuple[Tensor, Tensor | None]:
+    """Store a matrix (rows, columns) in `precision`: its values, and float32 scales or None for a float precision.
+
+    Integers are symmetric and uniform: value = level * scale, one scale per slice along `scale_dim`
+    (0: one per row, scales (rows, 1); 1: one per column, scales (1, columns)). The scale of each slice is the one
+    of least squared error among 32 clippings of its largest magnitude. int4 packs two levels to a byte.
+    """
+    if precision not in _LEVELS:
+        return matrix.to(getattr(torch, precision)), None
+    n = _LEVELS[precision]
+    largest = matrix.abs().amax(1 - scale_dim, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    best_scale, best_error = largest / n, torch.full_like(largest, torch.inf)
+    for clip in torch.linspace(0.25, 1.0, 32).tolist():
+        scale = largest * (clip / n)
+        error = (_round(matrix, scale, n) * scale - matrix).square().sum(1 - scale_dim, keepdim=True)
+        best_scale = torch.where(error < best_error, scale, best_scale)
+        best_error = torch.minimum(error, best_error)
+    levels = _round(matrix, best_scale, n).to(torch.int8)
+    return (_pack_nibbles(levels) if precision == "int4" else levels), best_scale.float()
+
+
+def dequantize(values: Tensor, scale: Tensor | None, columns: int) -> Tensor:
+    """Undo `quantize`: a float32 matrix (rows, columns)."""
+    if scale is None:
+        return values.float()
+    levels = _unpack_nibbles(values, columns) if values.dtype == torch.uint8 else values
+    return levels.float() * scale
+
+
+def _round(matrix: Tensor, scale: Tensor, n: int) -> Tensor:
+    return (matrix / scale).round().clamp(-n, n)
+
+
+def _pack_nibbles(levels: Tensor) -> Tensor:
+    pairs = torch.nn.functional.pad(levels + 8, (0, levels.shape[-1] % 2)).to(torch.uint8).unflatten(-1, (-1, 2))
+    return pairs[..., 0] | (pairs[..., 1] << 4)
+
+
+def _unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)[..., :columns].to(torch.int8) - 8

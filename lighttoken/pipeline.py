@@ -1,0 +1,191 @@
+"""The run as a story: table -> compressed table -> backbone -> fine-tune -> record."""
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from lighttoken.artifact import FORMAT_VERSION, CompressedTable, hash_table, load_table
+from lighttoken.backbone import Backbone, find_embedding, swap_embedding
+from lighttoken.codec import Codec, Uncompressed, compress_table
+from lighttoken.errors import LighttokenError
+from lighttoken.records import Record, find_reference
+from lighttoken.tasks.sentences import SentenceData
+
+log = logging.getLogger(__name__)
+
+# What the libraries say on every run, about things that are meant to be as they are.
+NOISE = (
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    "Experiment logs directory .* exists and is not empty.*",
+    ".*does not have many workers.*",
+)
+
+
+def train(config: DictConfig) -> Record:
+    """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    backbone: Backbone = instantiate(config.model)
+    codec: Codec | Uncompressed = instantiate(config.codec)
+    record = Record(
+        directory=Path(HydraConfig.get().runtime.output_dir),
+        config=plain,
+        model=backbone.label,
+        task=config.task.name,
+        codec=codec.name,
+        seed=config.seed,
+        ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
+    )
+    with record.running():
+        loggers: list[Logger] = list(instantiate(config.logger).values())
+        for logger in loggers:
+            logger.log_hyperparams(plain)
+
+        with record.phase("load"):
+            tokenizer = backbone.tokenizer()
+            data: SentenceData = instantiate(config.task, tokenizer=tokenizer)
+            data.prepare_data()
+            data.setup()
+            L.seed_everything(config.seed, verbose=False)
+            model = backbone.classifier(data.num_labels)
+            table = find_embedding(model).weight.detach()
+            record.table_bytes = table.numel() * 4
+            record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+
+        with record.phase("compress"):
+            if isinstance(codec, Uncompressed):
+                record.ratio, record.artifact_bytes = 1.0, record.table_bytes
+            else:
+                store = Path(config.output_dir) / "artifacts"
+                compressed, directory = make_artifact(
+                    table, codec, config.ratio, config.seed, store, config.progress, loggers
+                )
+                record.ratio, record.artifact_bytes = compressed.ratio, compressed.nbytes
+                record.artifact, record.compression = str(directory), compressed.summary
+                swap_embedding(model, compressed)
+
+        with record.phase("finetune"):
+            module = instantiate(config.finetune, model=model, metrics=data.metrics, _recursive_=False)
+            trainer: L.Trainer = instantiate(
+                config.trainer,
+                callbacks=list(instantiate(config.callbacks).values()),
+                logger=loggers,
+                default_root_dir=str(record.directory),
+                enable_progress_bar=config.progress,
+            )
+            L.seed_everything(
+                config.seed, verbose=False
+            )  # whatever the codec drew, batches and dropout are the same for all
+            trainer.fit(module, data)
+
+        with record.phase("evaluate"):
+            trainer.validate(module, data, verbose=False)
+            record.metrics = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] in ("val/", "dev/")
+            }
+
+        for logger in loggers:
+            logger.log_metrics(
+                {"table/ratio": record.ratio, "table/bytes": record.artifact_bytes}, step=trainer.global_step
+            )
+            logger.finalize("success")
+    print_closing_table(record, find_reference(record, Path(config.output_dir)))
+    return record
+
+
+def compress(config: DictConfig) -> CompressedTable:
+    """Compress the table of a backbone and write the artifact."""
+    backbone: Backbone = instantiate(config.model)
+    codec: Codec | Uncompressed = instantiate(config.codec)
+    if isinstance(codec, Uncompressed):
+        raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
+    compressed = compress_table(backbone.table(), codec, config.ratio, seed=config.seed, progress=config.progress)
+    directory = compressed.save(config.output)
+    rows = [
+        ("model", backbone.label),
+        ("ratio", f"{compressed.ratio:.2f} (asked {config.ratio:g})"),
+        ("table", f"{_size(compressed.shape[0] * compressed.shape[1] * 4)} -> {_size(compressed.nbytes)}"),
+        *((name, str(value)) for name, value in compressed.summary.items() if name != "stages"),
+        ("artifact", str(directory)),
+    ]
+    _print_rows(f"{codec.name} {config.ratio:g}x", rows)
+    return compressed
+
+
+def make_artifact(
+    table: torch.Tensor, codec: Codec, ratio: float, seed: int, store: Path, progress: bool, loggers: list[Logger]
+) -> tuple[CompressedTable, Path]:
+    """The compressed table for these inputs and its artifact: read if it was made before, else made and saved."""
+    inputs = [FORMAT_VERSION, hash_table(table), codec.name, codec.settings(), ratio, seed, str(torch.__version__)]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    directory = store / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
+    if directory.is_dir():
+        try:
+            compressed = load_table(directory)
+            log.info("reusing the artifact %s", directory)
+            return compressed, directory
+        except LighttokenError as error:
+            log.warning("making the artifact again: %s", error)
+    compressed = compress_table(table, codec, ratio, seed=seed, progress=progress, loggers=loggers)
+    compressed.save(directory)
+    return compressed, directory
+
+
+def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:
+    """Print what came out: scores, retention, sizes, seconds."""
+    assert record.table_bytes
+    assert record.artifact_bytes
+    assert record.model_bytes
+    assert record.ratio
+    rows = []
+    for name, value in record.metrics.items():
+        rows.append((name, f"{value:.4f}"))
+        if reference and record.codec != "none" and not name.endswith("loss") and reference["metrics"].get(name):
+            rows.append(
+                (
+                    f"retention of {name}",
+                    f"{value / reference['metrics'][name]:.4f} of {reference['metrics'][name]:.4f}",
+                )
+            )
+    if record.codec != "none" and reference is None:
+        rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
+    smaller = record.model_bytes - record.table_bytes + record.artifact_bytes
+    rows += [
+        ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),
+        ("table", f"{_size(record.table_bytes)} -> {_size(record.artifact_bytes)}"),
+        (
+            "table's share of the model",
+            f"{record.table_bytes / record.model_bytes:.1%} -> {record.artifact_bytes / smaller:.1%}",
+        ),
+        ("model", f"{_size(record.model_bytes)} -> {_size(smaller)}"),
+        ("seconds", ", ".join(f"{name} {seconds:.0f}" for name, seconds in record.seconds.items())),
+        ("record", str(record.directory / "record.json")),
+    ]
+    _print_rows(f"{record.task} with {record.model}, codec {record.codec}, seed {record.seed}", rows)
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # a path that is cut short is of no use
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

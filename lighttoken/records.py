@@ -1,0 +1,148 @@
+"""record.json: what a run was asked, what it did, what came out. Written at the start, finished at the end."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lighttoken.artifact import write_atomically
+from lighttoken.errors import LighttokenError
+
+RECORD_FILE = "record.json"
+LIBRARIES = ("lighttoken", "torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
+# What may differ between a run and the uncompressed one that its score is compared with.
+NOT_RECIPE = ("codec", "ratio", "output_dir", "logger", "progress")
+
+
+@dataclass
+class Record:
+    """One execution. Sizes are in bytes, times in seconds; `ratio` is measured, `ratio_asked` is what was asked for."""
+
+    directory: Path
+    config: dict[str, Any]
+    model: str
+    task: str
+    codec: str
+    seed: int
+    ratio_asked: float | None
+    status: str = "running"  # then done or failed
+    error: str | None = None
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    ratio: float | None = None
+    table_bytes: int | None = None  # V * d * 4
+    artifact_bytes: int | None = None
+    model_bytes: int | None = None  # of all parameters of the uncompressed model, in float32
+    artifact: str | None = None
+    compression: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # per phase
+    peak_memory_bytes: int | None = None
+    hardware: dict[str, Any] = field(default_factory=lambda: _hardware())
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in LIBRARIES})
+    git_commit: str | None = field(default_factory=lambda: _git_commit())
+
+    def save(self) -> None:
+        """Write record.json whole or not at all. Raises LighttokenError if the run folder cannot be written."""
+        content = {"status": self.status} | {k: v for k, v in asdict(self).items() if k != "directory"}
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
+        except OSError as error:
+            raise LighttokenError(
+                f"cannot write {self.directory / RECORD_FILE}: {error.strerror or error}; "
+                "free space there or set output_dir=DIR"
+            ) from error
+
+    @contextmanager
+    def running(self) -> Iterator["Record"]:
+        """The record says `running` inside, then `done`, or `failed` with the error, whatever it was."""
+        self.save()
+        try:
+            yield self
+            self.status = "done"
+        except BaseException as error:
+            self.status, self.error = "failed", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.peak_memory_bytes = _peak_memory()
+            self.save()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to the phase of that name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
+
+
+def read_records(root: Path) -> list[dict[str, Any]]:
+    """All records under a folder, each with its `directory`; a file that is no record is left out."""
+    records = []
+    for path in sorted(root.rglob(RECORD_FILE)):
+        try:
+            records.append(json.loads(path.read_bytes()) | {"directory": str(path.parent)})
+        except (OSError, ValueError):
+            continue
+    return records
+
+
+def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
+    """The latest finished `codec=none` record under a folder with the same recipe and seed; None if there is none."""
+
+    def recipe(config: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in config.items() if key not in NOT_RECIPE}
+
+    references = [
+        other
+        for other in read_records(root)
+        if other.get("codec") == "none"
+        and other.get("status") == "done"
+        and recipe(other["config"]) == recipe(record.config)
+    ]
+    return max(references, key=lambda other: other["started"], default=None)
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator()
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "none"),
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `-dirty` if it has changes; None outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,121 @@
+"""What all sentence tasks share: tokenising, splitting, length-grouped batches."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from datasets import Dataset, DatasetDict
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from lighttoken.errors import LighttokenError
+
+
+class SentenceData(L.LightningDataModule):
+    """A task of one or two sentences and a label. Subclasses say where the rows come from, in `read_splits`.
+
+    `val_dataloader` is the official validation split, which is only ever scored. With `dev_fraction` above 0 that share
+    of the training rows, chosen by a hash of their text, is held out and becomes a second loader, `dev`, for
+    early stopping. Training batches hold rows of similar length and are padded to their longest row.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        text_columns: Sequence[str],
+        num_labels: int,
+        metrics: Mapping[str, Metric],
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        dev_fraction: float = 0.0,
+    ):
+        """Lengths are in tokens, `metrics` map the name of a score to a torchmetrics Metric of class predictions."""
+        super().__init__()
+        self.tokenizer, self.name, self.text_columns = tokenizer, name, list(text_columns)
+        self.num_labels, self.metrics = num_labels, dict(metrics)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.max_length, self.dev_fraction = max_length, dev_fraction
+        self.splits: dict[str, Dataset] = {}
+
+    def read_splits(self) -> DatasetDict:
+        """Splits `train` and `validation` with the text columns and `label`; LighttokenError if that cannot be."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        self._tokenized()  # fills the cache of `datasets`, once per machine
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            self.splits = self._tokenized()
+
+    def train_dataloader(self) -> DataLoader:
+        rows = self.splits["train"]
+        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+        sampler = LengthGroupedSampler(self.batch_size, lengths=list(rows["length"]), generator=generator)
+        return self._loader(rows, self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """The validation split, then the dev rows if any are held out."""
+        return [
+            self._loader(self.splits[name], self.eval_batch_size)
+            for name in ("validation", "dev")
+            if name in self.splits
+        ]
+
+    def _loader(self, rows: Dataset, batch_size: int, sampler: Any = None) -> DataLoader:
+        rows = rows.remove_columns("length")
+        return DataLoader(rows, batch_size, sampler=sampler, collate_fn=DataCollatorWithPadding(self.tokenizer))
+
+    def _tokenized(self) -> dict[str, Dataset]:
+        raw = self.read_splits()
+        for split in ("train", "validation"):
+            if split not in raw or len(raw[split]) == 0:
+                raise LighttokenError(f"task={self.name} has no rows in the split {split!r}; found {_sizes(raw)}")
+            missing = {*self.text_columns, "label"} - set(raw[split].column_names)
+            if missing:
+                raise LighttokenError(
+                    f"the split {split!r} of task={self.name} lacks the column {', '.join(sorted(missing))}; "
+                    f"found {', '.join(raw[split].column_names)}"
+                )
+        splits = {
+            name: rows.map(
+                _tokenize,
+                batched=True,
+                remove_columns=rows.column_names,
+                fn_kwargs={"tokenizer": self.tokenizer, "columns": self.text_columns, "max_length": self.max_length},
+                desc=f"tokenise {self.name} {name}",
+            )
+            for name, rows in raw.items()
+            if name in ("train", "validation")
+        }
+        if self.dev_fraction > 0:
+            held_out = [
+                in_share(" ".join(texts), self.dev_fraction)
+                for texts in zip(*(raw["train"][c] for c in self.text_columns), strict=True)
+            ]
+            everything = splits["train"]
+            splits["train"] = everything.select([i for i, out in enumerate(held_out) if not out])
+            splits["dev"] = everything.select([i for i, out in enumerate(held_out) if out])
+        return splits
+
+
+def in_share(text: str, share: float) -> bool:
+    """Whether a text falls into a share (0 to 1) of all texts: the same answer on every machine and in every order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
+
+
+def _tokenize(
+    rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, columns: list[str], max_length: int
+) -> dict[str, list]:
+    encoded = dict(tokenizer(*(rows[column] for column in columns), truncation=True, max_length=max_length))
+    return encoded | {"labels": rows["label"], "length": [len(ids) for ids in encoded["input_ids"]]}
+
+
+def _sizes(splits: DatasetDict) -> str:
+    return ", ".join(f"{name} ({len(rows)} rows)" for name, rows in splits.items()) or "no split at all"
