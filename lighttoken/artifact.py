@@ -8,6 +8,7 @@ Every row is a low-rank part plus a decoded hash code:
 nothing in the two files depends on the time or the place they were made.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -112,15 +113,9 @@ class CompressedTable:
         Raises LighttokenError if the directory cannot be written.
         """
         directory = Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for name, content in self._files.items():
-                write_atomically(directory / name, content)
-        except OSError as error:
-            raise LighttokenError(
-                f"cannot write the artifact to {directory}: {error.strerror or error}; "
-                "free space there or choose another directory"
-            ) from error
+        make_directory(directory)
+        for name, content in self._files.items():
+            write_atomically(directory / name, content)
         return directory
 
 
@@ -160,8 +155,19 @@ def load_table(directory: str | Path) -> CompressedTable:
         raise LighttokenError(f"{tensors_path} is damaged ({error}); make it again") from error
 
 
+def make_directory(directory: Path) -> None:
+    """Make a folder, and those above it, if it is not there. Raises LighttokenError if that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LighttokenError(f"cannot make the folder {directory}: {error.strerror}; choose another one") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, never sees half of it. Raises OSError and leaves no debris."""
+    """Write a file so that a reader, or a crash, never sees half of it.
+
+    Raises LighttokenError, and leaves no debris, if the disk is full or the folder read-only.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -169,9 +175,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise LighttokenError(
+            f"cannot write {path}: {error.strerror}; free space there or choose another folder"
+        ) from error
 
 
 def library_versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -90,7 +91,7 @@ class Backbone:
         source = self.source()
         try:
             return auto_class.from_pretrained(source, revision=self.revision or "main", **kwargs)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             cure = (
                 "with no network, set model.path=DIR to a copy on disk or try +experiment=quickstart, which needs none"

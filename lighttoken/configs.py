@@ -2,15 +2,17 @@
 
 import contextlib
 import difflib
+import errno
 import functools
 import inspect
 import netrc
 import os
+import re
 import sys
 import types
 import typing
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lighttoken.errors import LighttokenError
 
+CANNOT_WRITE = {
+    errno.ENOSPC: "free space there or set another output folder",
+    errno.EFBIG: "the file-size limit is reached: raise it with ulimit -f",
+    errno.EDQUOT: "free space there or set another output folder",
+    errno.EROFS: "it is read-only: set another output folder",
+    errno.EACCES: "you may not write there: set another output folder",
+    errno.EPERM: "you may not write there: set another output folder",
+    errno.ENOTDIR: "a part of that path is a file: set another output folder",
+}
 SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
@@ -32,6 +43,7 @@ class Train:
 
     model: Any = MISSING
     codec: Any = MISSING
+    schedule: Any = MISSING
     task: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING
@@ -49,6 +61,7 @@ class Compress:
 
     model: Any = MISSING
     codec: Any = MISSING
+    schedule: Any = MISSING
     ratio: float = MISSING
     seed: int = MISSING
     output: str = MISSING
@@ -79,33 +92,53 @@ def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # keeps Hydra from printing errors its own way, in several lines
 
+    @contextlib.contextmanager
+    def one_line_errors() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            message = one_line(error, config_name)
+            if show_traceback or message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(2)
+
     @functools.wraps(run)
+    @one_line_errors()
     def checked(config: DictConfig) -> Any:
         check(config)
         return run(config)
 
-    try:
+    with one_line_errors():
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(checked)()
-    except (LighttokenError, HydraException, OmegaConfBaseException) as error:
-        if show_traceback:
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one line: Hydra and OmegaConf spread theirs over several."""
+def one_line(error: BaseException, config_name: str) -> str | None:
+    """What the user can cure, as one line (Hydra and OmegaConf spread theirs over several); None for a defect."""
     if isinstance(error, HydraException) and isinstance(error.__cause__, LighttokenError):
         error = error.__cause__
+    if isinstance(error, LighttokenError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return f"cannot write {error.filename}: {error.strerror}; {CANNOT_WRITE[error.errno]}"
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    if str(error).startswith("Could not override 'experiment'"):
+        return "an experiment is added, not overridden: write +experiment=NAME"
+    if match := re.match(r"Could not override '([\w.]+)'", str(error)):
+        with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+            known = _paths(OmegaConf.to_container(hydra.compose(config_name), throw_on_missing=False))
+        close = difflib.get_close_matches(match[1], known, n=1)
+        return f"unknown key {match[1]}; " + (f"did you mean {close[0]}?" if close else "--cfg job shows them all")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wrong = (error.missing_cfg_file or "").rpartition("/")
         return f"unknown {group} {wrong!r}; choose one of {', '.join(error.options)}"
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         lines += [line.strip() for line in str(error.__cause__).splitlines()]
+    text = " ".join(lines)
+    if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+).*full_key: (\S+)", text):
+        return f"{match[3]} is {match[1]!r}; it must be of type {match[2]}"
     kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key: \n"))]
     return "; ".join(dict.fromkeys(kept))
 
@@ -121,6 +154,14 @@ def check(config: DictConfig) -> None:
     if schema in (Train, Compress):
         _check_keys("", set(map(str, container)), set(typing.get_type_hints(schema)))
     _check_node("", container)
+
+
+def _paths(node: Any, path: str = "") -> list[str]:
+    """Dotted paths of all keys of nested dicts."""
+    if not isinstance(node, dict):
+        return []
+    paths = [f"{path}.{key}" if path else str(key) for key in node]
+    return paths + [below for key, inner in zip(paths, node.values(), strict=True) for below in _paths(inner, key)]
 
 
 def _check_node(path: str, node: Any) -> None:
@@ -144,9 +185,7 @@ def _check_target(path: str, node: dict) -> None:
     for key in keys & set(hints):
         value = node[key]
         if not (isinstance(value, dict) and "_target_" in value) and not _fits(value, hints[key]):
-            wanted = getattr(hints[key], "__name__", None) or str(hints[key])
-            wanted = str(hints[key]).replace("typing.", "") if typing.get_origin(hints[key]) else wanted
-            raise LighttokenError(f"{path}.{key}={value!r} is a {type(value).__name__}; it must be {wanted}")
+            raise LighttokenError(f"{path}.{key} is {value!r}; it must be {_in_words(hints[key])}")
 
 
 def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
@@ -191,6 +230,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is types.NoneType:
         return value is None
     return value is not None or hint is Any
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
 
 
 def _wandb_is_offline() -> bool:

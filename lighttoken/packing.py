@@ -1,9 +1,13 @@
 """How numbers are stored: bits eight to a byte, matrices in float32, float16, int8 or int4."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-PRECISIONS = ("float32", "float16", "int8", "int4")
+from lighttoken.errors import LighttokenError
+
+Precision = Literal["float32", "float16", "int8", "int4"]
 _LEVELS = {"int8": 127, "int4": 7}  # largest level of a symmetric quantizer, levels are -n..n
 _BIT = torch.arange(8, dtype=torch.uint8)
 
@@ -20,13 +24,15 @@ def unpack_bits(codes: Tensor, m: int) -> Tensor:
     return ((codes.unsqueeze(-1) >> _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
 
 
-def quantize(matrix: Tensor, precision: str, scale_dim: int) -> tuple[Tensor, Tensor | None]:
+def quantize(matrix: Tensor, precision: Precision, scale_dim: int) -> tuple[Tensor, Tensor | None]:
     """Store a matrix (rows, columns) in `precision`: its values, and float32 scales or None for a float precision.
 
     Integers are symmetric and uniform: value = level * scale, one scale per slice along `scale_dim`
     (0: one per row, scales (rows, 1); 1: one per column, scales (1, columns)). The scale of each slice is the one
     of least squared error among 32 clippings of its largest magnitude. int4 packs two levels to a byte.
     """
+    if precision not in get_args(Precision):
+        raise LighttokenError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     if precision not in _LEVELS:
         return matrix.to(getattr(torch, precision)), None
     n = _LEVELS[precision]
@@ -39,6 +45,14 @@ def quantize(matrix: Tensor, precision: str, scale_dim: int) -> tuple[Tensor, Te
         best_error = torch.minimum(error, best_error)
     levels = _round(matrix, best_scale, n).to(torch.int8)
     return (_pack_nibbles(levels) if precision == "int4" else levels), best_scale.float()
+
+
+def stored_bytes(rows: int, columns: int, precision: Precision, scale_dim: int) -> int:
+    """Bytes of what `quantize` returns for a matrix (rows, columns)."""
+    if precision in ("float32", "float16"):
+        return rows * columns * getattr(torch, precision).itemsize
+    row = -(-columns // 2) if precision == "int4" else columns
+    return rows * row + 4 * (columns if scale_dim else rows)
 
 
 def dequantize(values: Tensor, scale: Tensor | None, columns: int) -> Tensor:

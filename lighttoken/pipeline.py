@@ -4,19 +4,23 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lightning as L
 import torch
+import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from lighttoken.artifact import FORMAT_VERSION, CompressedTable, hash_table, load_table
+from lighttoken.artifact import FORMAT_VERSION, CompressedTable, hash_table, load_table, make_directory
 from lighttoken.backbone import Backbone, find_embedding, swap_embedding
 from lighttoken.codec import Codec, Uncompressed, compress_table
 from lighttoken.errors import LighttokenError
@@ -38,6 +42,9 @@ def train(config: DictConfig) -> Record:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    if not config.progress:
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
     plain: Any = OmegaConf.to_container(config, resolve=True)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
@@ -50,11 +57,7 @@ def train(config: DictConfig) -> Record:
         seed=config.seed,
         ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
     )
-    with record.running():
-        loggers: list[Logger] = list(instantiate(config.logger).values())
-        for logger in loggers:
-            logger.log_hyperparams(plain)
-
+    with record.running(), open_loggers(config) as loggers:
         with record.phase("load"):
             tokenizer = backbone.tokenizer()
             data: SentenceData = instantiate(config.task, tokenizer=tokenizer)
@@ -80,9 +83,12 @@ def train(config: DictConfig) -> Record:
 
         with record.phase("finetune"):
             module = instantiate(config.finetune, model=model, metrics=data.metrics, _recursive_=False)
+            callbacks: list[L.Callback] = list(instantiate(config.callbacks).values())
+            if not data.dev_fraction and any(getattr(each, "monitor", None) == "dev/loss" for each in callbacks):
+                raise LighttokenError("callbacks watch dev/loss and task.dev_fraction is 0; set task.dev_fraction=0.05")
             trainer: L.Trainer = instantiate(
                 config.trainer,
-                callbacks=list(instantiate(config.callbacks).values()),
+                callbacks=callbacks,
                 logger=loggers,
                 default_root_dir=str(record.directory),
                 enable_progress_bar=config.progress,
@@ -98,11 +104,10 @@ def train(config: DictConfig) -> Record:
                 name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] in ("val/", "dev/")
             }
 
+        sizes = {"table/ratio": record.ratio, "table/bytes": float(record.artifact_bytes)}
         for logger in loggers:
-            logger.log_metrics(
-                {"table/ratio": record.ratio, "table/bytes": record.artifact_bytes}, step=trainer.global_step
-            )
-            logger.finalize("success")
+            logger.log_metrics(sizes, step=trainer.global_step)
+            logger.save()
     print_closing_table(record, find_reference(record, Path(config.output_dir)))
     return record
 
@@ -113,6 +118,7 @@ def compress(config: DictConfig) -> CompressedTable:
     codec: Codec | Uncompressed = instantiate(config.codec)
     if isinstance(codec, Uncompressed):
         raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
+    make_directory(Path(config.output))  # before the work, not after it
     compressed = compress_table(backbone.table(), codec, config.ratio, seed=config.seed, progress=config.progress)
     directory = compressed.save(config.output)
     rows = [
@@ -143,6 +149,22 @@ def make_artifact(
     compressed = compress_table(table, codec, ratio, seed=seed, progress=progress, loggers=loggers)
     compressed.save(directory)
     return compressed, directory
+
+
+@contextmanager
+def open_loggers(config: DictConfig) -> Iterator[list[Logger]]:
+    """The configured loggers, told the whole config; a W&B run is closed at the end: the next job opens its own."""
+    loggers: list[Logger] = list(instantiate(config.logger).values())
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    exit_code = 1
+    try:
+        yield loggers
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code=exit_code)
 
 
 def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:

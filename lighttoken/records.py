@@ -1,6 +1,7 @@
 """record.json: what a run was asked, what it did, what came out. Written at the start, finished at the end."""
 
 import json
+import logging
 import os
 import platform
 import resource
@@ -15,13 +16,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lighttoken.artifact import write_atomically
+from lighttoken.artifact import make_directory, write_atomically
 from lighttoken.errors import LighttokenError
+
+log = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 LIBRARIES = ("lighttoken", "torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
 # What may differ between a run and the uncompressed one that its score is compared with.
-NOT_RECIPE = ("codec", "ratio", "output_dir", "logger", "progress")
+NOT_RECIPE = ("codec", "schedule", "ratio", "output_dir", "logger", "progress")
 
 
 @dataclass
@@ -54,14 +57,8 @@ class Record:
     def save(self) -> None:
         """Write record.json whole or not at all. Raises LighttokenError if the run folder cannot be written."""
         content = {"status": self.status} | {k: v for k, v in asdict(self).items() if k != "directory"}
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
-        except OSError as error:
-            raise LighttokenError(
-                f"cannot write {self.directory / RECORD_FILE}: {error.strerror or error}; "
-                "free space there or set output_dir=DIR"
-            ) from error
+        make_directory(self.directory)
+        write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
 
     @contextmanager
     def running(self) -> Iterator["Record"]:
@@ -75,7 +72,11 @@ class Record:
             raise
         finally:
             self.peak_memory_bytes = _peak_memory()
-            self.save()
+            try:
+                self.save()
+            except LighttokenError:
+                log.error("no place for %s; the scores were %s", RECORD_FILE, self.metrics)
+                raise
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -25,7 +25,7 @@ from lighttoken.codec.progress import StageProgressBar
 from lighttoken.codec.refine import refit_decoder
 from lighttoken.codec.saturation import SaturationStop
 from lighttoken.codec.schedule import Exponential
-from lighttoken.packing import dequantize, pack_bits, quantize
+from lighttoken.packing import Precision, dequantize, pack_bits, quantize, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class LightToken:
     name: str = "lighttoken"
     rank: int | None = None
     stage_bits: int = 112
-    coefficient_precision: str = "int4"
-    matrix_precision: str = "int8"
+    coefficient_precision: Precision = "int4"
+    matrix_precision: Precision = "int8"
     batch_size: int = 512
     min_gain: float = 0.001
     autoencoder: Callable[..., BinaryAutoencoder] = partial(
@@ -82,7 +82,7 @@ class LightToken:
         decoder = table.new_empty(0, table.shape[1])
         reconstruction = lowrank + bias
         error = weighted_error(table, reconstruction, weights)
-        reports = []
+        variance, reports = _variance(table), []
         for stage, m in enumerate(plan.stages, start=1):
             label = f"stage {stage}/{len(plan.stages)}" if progress else None
             new_bits, report = self.train_stage(table, reconstruction, weights, stage, m, label, loggers)
@@ -99,7 +99,7 @@ class LightToken:
                 candidate,
                 candidate_error,
             )
-            reports.append(report | {"m": m, "nmse": round(error / float(table.var()), 4)})
+            reports.append(report | {"m": m, "nmse": round(error / variance, 4)})
 
         # 3. Reconstruction: everything as stored; the errors are those of the rows that the artifact decodes to.
         tensors |= {"codes": pack_bits(bits), "bias": bias} | self._store("decoder", decoder)
@@ -163,17 +163,15 @@ class LightToken:
 
     def _artifact_bytes(self, empty: CompressedTable, rank: int, m: int) -> int:
         """Bytes of the artifact of a rank and m bits: those of its tensors, and a bound of what describes them."""
-        (vocab_size, dim), meta = empty.shape, torch.device("meta")
-        tensors = {
-            "codes": torch.empty(vocab_size, -(-m // 8), dtype=torch.uint8, device=meta),
-            "bias": torch.empty(dim, device=meta),
-        }
-        for name, shape in (("left", (vocab_size, rank)), ("right", (rank, dim)), ("decoder", (m, dim))):
-            tensors |= self._store(name, torch.empty(shape, device=meta))
+        vocab_size, dim = empty.shape
+        tensors = vocab_size * -(-m // 8) + 4 * dim  # codes and bias
+        tensors += stored_bytes(vocab_size, rank, self.coefficient_precision, scale_dim=1)
+        tensors += stored_bytes(rank, dim, self.matrix_precision, scale_dim=0)
+        tensors += stored_bytes(m, dim, self.matrix_precision, scale_dim=0)
         # The JSON is measured without tensors; then the summary, a report per stage, and the header of the tensors.
         summary = 400 + 100 * len(split_bits(m, self.stage_bits))
-        header = 96 * len(tensors)
-        return sum(tensor.nbytes for tensor in tensors.values()) + empty.nbytes + summary + header
+        header = 96 * 8
+        return tensors + empty.nbytes + summary + header
 
 
 def weighted_error(table: Tensor, reconstruction: Tensor, weights: Tensor) -> float:
@@ -181,8 +179,12 @@ def weighted_error(table: Tensor, reconstruction: Tensor, weights: Tensor) -> fl
     return float((weights * (table - reconstruction).square().mean(1)).mean())
 
 
+def _variance(table: Tensor) -> float:
+    return max(float(table.var()), torch.finfo(torch.float32).tiny)
+
+
 def _summary(table: Tensor, weights: Tensor, rows: Tensor, plan: Plan, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    variance = float(table.var())
+    variance = _variance(table)
     return {
         "rank": plan.rank,
         "planned_stages": len(plan.stages),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.sentences import SentenceData
@@ -18,21 +19,26 @@ class Glue(SentenceData):
         self.data_dir, self.hub_id = data_dir, hub_id
 
     def read_splits(self) -> DatasetDict:
+        source: dict[str, Any]
         if self.data_dir is not None:
             files = {split: Path(self.data_dir) / f"{split}.parquet" for split in ("train", "validation")}
             for split, file in files.items():
                 if not file.is_file():
-                    present = sorted(path.name for path in Path(self.data_dir).glob("*"))
+                    present = sorted(path.name for path in Path(self.data_dir).glob("*"))[:10]
                     raise LighttokenError(
                         f"task.data_dir={self.data_dir} has no split {split!r}: {file.name} is missing; "
                         f"found {', '.join(present) or 'nothing there'}"
                     )
-            return load_dataset("parquet", data_files={split: str(file) for split, file in files.items()})
+            what, source = self.data_dir, {"path": "parquet", "data_files": {k: str(f) for k, f in files.items()}}
+            cure = "each file must be parquet with rows in it"
+        else:
+            what, source = self.hub_id, {"path": self.hub_id, "name": self.name}
+            cure = (
+                "with no network, set task.data_dir=DIR to a folder with train.parquet and validation.parquet, "
+                "or try +experiment=quickstart, which needs none"
+            )
         try:
-            return load_dataset(self.hub_id, self.name)
-        except (OSError, ValueError) as error:
+            return load_dataset(**source)
+        except (OSError, ValueError, DatasetGenerationError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise LighttokenError(
-                f"cannot get task={self.name} from {self.hub_id}: {reason}; with no network, set task.data_dir=DIR to "
-                "a folder with train.parquet and validation.parquet, or try +experiment=quickstart, which needs none"
-            ) from error
+            raise LighttokenError(f"cannot get task={self.name} from {what}: {reason}; {cure}") from error

@@ -1,0 +1,126 @@
+"""Small random models, tokenizers and data, made on the spot; no network (pytest-socket, see pyproject.toml)."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DebertaV2Config,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+WORDS = ["a", "bad", "film", "good", "great", "movie", "not", "plot", "the", "very", "was", "worst"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *(f"word{i}" for i in range(184))]
+SIZES = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "bert": BertConfig(**SIZES),
+    "roberta": RobertaConfig(**SIZES, type_vocab_size=1),
+    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory and a data-set cache of its own, and a fixed random state, for every test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    """A table (1200, 32) with a falling spectrum and a mean, as token tables have."""
+    return torch.randn(1200, 32) * torch.linspace(1.5, 0.2, 32) + torch.randn(32) * 0.3
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture(params=list(CONFIGS))
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
+    """A small random model of an architecture, under any Auto class."""
+
+    def make(architecture: str = "bert", auto_class: type = AutoModel) -> PreTrainedModel:
+        return auto_class.from_config(CONFIGS[architecture]).eval()
+
+    return make
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, make_model: Callable, tokenizer: PreTrainedTokenizerFast) -> Callable[[str], Path]:
+    """The folder of a saved small random model with its tokenizer."""
+
+    def save(architecture: str = "bert") -> Path:
+        folder = tmp_path / f"tiny_{architecture}"
+        if not folder.exists():
+            make_model(architecture).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def sst2(tmp_path: Path) -> Path:
+    """A folder with SST-2 in small: 64 rows to train on, 24 to validate on."""
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    for split, rows in (("train", 64), ("validation", 24)):
+        sentences = [" ".join([WORDS[i % 12], WORDS[(i * 5) % 12], *["film"] * (i % 7)]) for i in range(rows)]
+        columns = {"sentence": sentences, "label": [i % 2 for i in range(rows)], "idx": list(range(rows))}
+        Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Runs a door as the command line does, in this process; returns exit code, standard output, standard error."""
+
+    def call(name: str, *arguments: str) -> tuple[int, str, str]:
+        from importlib import import_module
+
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        code = 0
+        try:
+            import_module(f"lighttoken.{name}").main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

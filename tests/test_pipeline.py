@@ -1,0 +1,201 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lighttoken import load_table
+from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
+
+QUICK = [
+    "codec.trainer.max_steps=20",
+    "codec.batch_size=64",
+    "codec.stage_bits=16",
+    "ratio=2.5",
+    "trainer.max_epochs=1",
+]
+
+
+@pytest.fixture
+def train(command, checkpoint, sst2):
+    """Runs the train door on a small checkpoint and small SST-2; returns output, record and the folder of the run."""
+
+    def run(*arguments: str, architecture: str = "bert", code: int = 0):
+        before = set(Path().glob("outputs/runs/*"))
+        path = checkpoint(architecture)
+        data = ["task=sst2", f"task.data_dir={sst2}", f"model.path={path}", "trainer.accelerator=cpu", "progress=false"]
+        settings = [entry for entry in QUICK if "codec=none" not in arguments or not entry.startswith("codec.")]
+        got, out, err = command("train", *data, *settings, *arguments)
+        assert got == code, err
+        (folder,) = set(Path().glob("outputs/runs/*")) - before
+        return out, json.loads((folder / "record.json").read_text()), folder
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_exactly_these_files(train, architecture):
+    out, record, folder = train(architecture=architecture)
+    assert files(folder) == {
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "hparams.yaml",
+        "metrics.csv",
+        "record.json",
+        "train.log",
+    }
+    (artifact,) = Path("outputs/artifacts").iterdir()
+    assert files(artifact) == {METADATA_FILE, TENSORS_FILE}
+    assert record["status"] == "done"
+    assert record["model"] == f"tiny_{architecture}"
+    assert (record["task"], record["codec"], record["seed"], record["ratio_asked"]) == ("sst2", "lighttoken", 0, 2.5)
+    assert record["artifact_bytes"] == sum(path.stat().st_size for path in artifact.iterdir())
+    assert record["ratio"] == 200 * 32 * 4 / record["artifact_bytes"] >= 2.5
+    assert record["metrics"].keys() == {"val/accuracy", "val/loss"}
+    assert record["seconds"].keys() == {"load", "compress", "finetune", "evaluate"}
+    assert Path(record["artifact"]) == artifact
+    for word in ("val/accuracy", "retention", "ratio", "share of the model", "seconds", "record.json"):
+        assert word in out
+
+
+def test_the_curves_of_both_modules_are_in_the_csv(train):
+    _, record, folder = train("trainer.log_every_n_steps=2")
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    expected = {
+        "stage1/loss",
+        "stage1/saturation",
+        "train/loss",
+        "val/accuracy",
+        "lr-AdamW/pg1",
+        "table/ratio",
+        "table/bytes",
+    }
+    assert expected <= rows[0].keys()
+    ratio = [float(row["table/ratio"]) for row in rows if row["table/ratio"]]
+    assert ratio == [pytest.approx(record["ratio"])]
+
+
+def test_the_artifact_is_that_of_the_checkpoints_table_and_made_once(train, checkpoint):
+    _, first, _ = train()
+    table = load_file(checkpoint() / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert load_table(first["artifact"]).source_sha256 == hash_table(table)
+    stamp = Path(first["artifact"], TENSORS_FILE).stat().st_mtime_ns
+    _, second, _ = train("finetune.learning_rate=1e-4")
+    assert second["artifact"] == first["artifact"]
+    assert Path(second["artifact"], TENSORS_FILE).stat().st_mtime_ns == stamp
+    _, other_seed, _ = train("seed=1")
+    assert other_seed["artifact"] != first["artifact"]
+
+
+def test_a_damaged_artifact_is_made_again(train, caplog):
+    _, first, _ = train()
+    file = Path(first["artifact"], TENSORS_FILE)
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    train()
+    assert file.read_bytes() == good
+
+
+def test_two_runs_of_a_seed_score_alike_and_seed_0_is_a_seed(train):
+    losses = [train(f"seed={seed}")[1]["metrics"]["val/loss"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_retention_is_told_once_the_uncompressed_run_is_there(train):
+    _, reference, _ = train("codec=none")
+    assert reference["ratio"] == 1.0
+    assert reference["artifact_bytes"] == 200 * 32 * 4
+    assert reference["ratio_asked"] is None
+    out, record, _ = train()
+    retention = record["metrics"]["val/accuracy"] / reference["metrics"]["val/accuracy"]
+    assert f"{retention:.4f} of {reference['metrics']['val/accuracy']:.4f}" in out
+    assert "retention of val/accuracy" not in train("seed=3")[0]
+
+
+def test_the_uncompressed_run_and_a_compressed_one_start_from_the_same_head_and_batches(train, checkpoint):
+    """Factors of rank 4 in float32 lose nothing of a table of rank 4: the two runs end alike."""
+    folder = checkpoint()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.word_embeddings.weight"] = torch.randn(200, 4) @ torch.randn(4, 32) * 0.02
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _, reference, _ = train("codec=none", "trainer.max_epochs=3")
+    lossless = ["codec=svd", "codec.rank=4", "codec.coefficient_precision=float32", "codec.matrix_precision=float32"]
+    _, record, _ = train(*lossless, "trainer.max_epochs=3")
+    assert record["compression"]["nmse"] == 0
+    assert record["metrics"]["val/loss"] == pytest.approx(reference["metrics"]["val/loss"], rel=1e-4)
+
+
+def test_a_failed_run_is_recorded_with_its_error(train):
+    _, record, _ = train("ratio=5000", code=2)
+    assert record["status"] == "failed"
+    assert "ratio 5000 cannot be met" in record["error"]
+
+
+def test_early_stopping_watches_held_out_rows(train):
+    _, record, _ = train("callbacks=early_stopping", "task.dev_fraction=0.3", "trainer.max_epochs=2")
+    assert {"dev/accuracy", "dev/loss", "val/accuracy"} <= record["metrics"].keys()
+
+
+def test_early_stopping_without_held_out_rows_is_refused(command, checkpoint, sst2):
+    arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "codec=none", "progress=false"]
+    code, _, err = command("train", *arguments, "callbacks=early_stopping")
+    assert code == 2
+    assert "task.dev_fraction" in err
+
+
+def test_a_table_with_nan_is_refused(command, checkpoint, sst2):
+    folder = checkpoint()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.word_embeddings.weight"][7, 1] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = command("train", f"model.path={folder}", "task=sst2", f"task.data_dir={sst2}", "progress=false")
+    assert code == 2
+    assert "NaN or infinite values in 1 of 200 rows, the first in row 7" in err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = command("train", f"output_dir={tmp_path}/file/outputs")
+    assert code == 2
+    assert err.startswith(f"error: cannot write {tmp_path}/file/outputs")
+    assert err.count("\n") == 1
+    code, _, err = command(
+        "compress", f"model.path={checkpoint()}", f"output={tmp_path}/file/artifact", "progress=false"
+    )
+    assert (code, err) == (
+        2,
+        f"error: cannot make the folder {tmp_path}/file/artifact: Not a directory; choose another one\n",
+    )
+
+
+def test_a_sweep_runs_every_job(command, checkpoint, sst2):
+    arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "progress=false", "logger=csv"]
+    code, _, err = command(
+        "train", "-m", *arguments, "codec=svd", "ratio=2,2.5", "trainer.max_steps=2", "codec.rank=null"
+    )
+    assert code == 0, err
+    records = [json.loads(path.read_text()) for path in sorted(Path().glob("outputs/sweeps/*/*/record.json"))]
+    assert [record["ratio_asked"] for record in records] == [2.0, 2.5]
+    assert all(record["status"] == "done" for record in records)
+
+
+def test_compress_writes_the_artifact_and_nothing_else(command, checkpoint, tmp_path):
+    code, out, err = command("compress", f"model.path={checkpoint()}", "output=table", *QUICK[:4], "progress=false")
+    assert code == 0, err
+    assert files(Path("table")) == {METADATA_FILE, TENSORS_FILE}
+    assert load_table("table").ratio >= 2.5
+    assert "tiny_bert" in out
+    assert {path.name for path in tmp_path.iterdir()} <= {"table", "tiny_bert", "cache"}
+
+
+def test_compress_of_nothing_is_refused(command):
+    code, _, err = command("compress", "codec=none", "output=table")
+    assert code == 2
+    assert "codec=none has nothing to compress" in err
