@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,25 +62,60 @@ class CompressedTable:
     summary: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
 
-    def parts(self) -> dict[str, Tensor]:
-        """The arguments of `decode_rows` after the ids: the codes as stored, everything else as float32."""
+    def parts(self, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
+        """The arguments of `decode_rows` after the ids, for some rows or all: codes as stored, the rest as float32."""
         stored, d = self.tensors, self.shape[1]
-        parts = {"codes": stored["codes"]}
-        for name, columns in (("left", stored["right"].shape[0]), ("right", d), ("decoder", d)):
-            parts[name] = dequantize(stored[name], stored.get(f"{name}.scale"), columns)
-        return parts | {"bias": stored["bias"]}
+        left, rank = stored["left"][rows], stored["right"].shape[0]
+        return {
+            "codes": stored["codes"][rows],
+            "left": dequantize(left, stored.get("left.scale"), rank),
+            "right": dequantize(stored["right"], stored.get("right.scale"), d),
+            "decoder": dequantize(stored["decoder"], stored.get("decoder.scale"), d),
+            "bias": stored["bias"],
+        }
 
     @torch.no_grad()
-    def decode(self, ids: Tensor | None = None) -> Tensor:
-        """Rows as float32, (*ids.shape, d) for integer ids of any shape; all rows, (V, d), when ids is None."""
-        parts = self.parts()
-        flat = torch.arange(self.shape[0]) if ids is None else ids.reshape(-1).long()
+    def decode(self, ids: Tensor | Sequence | None = None) -> Tensor:
+        """Rows as float32, (*ids.shape, d) for integer ids of any shape; all rows, (V, d), when ids is None.
+
+        Raises LighttokenError for ids that are not integers or not in the table.
+        """
+        ids = torch.arange(self.shape[0]) if ids is None else torch.as_tensor(ids)
+        flat = ids.reshape(-1).cpu()
+        if flat.numel() and (flat.is_floating_point() or flat.dtype == torch.bool):
+            raise LighttokenError(f"ids are integers, got {flat.dtype}; convert them with .long()")
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.shape[0]:
             raise LighttokenError(
                 f"ids from {int(flat.min())} to {int(flat.max())} asked of a table with ids 0 to {self.shape[0] - 1}"
             )
-        rows = torch.cat([decode_rows(chunk, **parts) for chunk in flat.split(ROWS_PER_CHUNK)])
-        return rows if ids is None else rows.view(*ids.shape, self.shape[1])
+        rows = torch.cat(
+            [decode_rows(torch.arange(len(chunk)), **self.parts(chunk)) for chunk in flat.long().split(ROWS_PER_CHUNK)]
+        )
+        return rows.view(*ids.shape, self.shape[1]).to(ids.device)
+
+    def check(self) -> None:
+        """Raise ValueError if the tensors are not those of a table of this shape: names, types and sizes."""
+        vocab_size, dim = self.shape
+        rank, m = self.tensors["right"].shape[0], self.tensors["decoder"].shape[0]
+        half = self.tensors["left"].dtype == torch.uint8  # int4, two to a byte
+        shapes = {
+            "codes": (vocab_size, -(-m // 8)),
+            "left": (vocab_size, -(-rank // 2) if half else rank),
+            "left.scale": (1, rank),
+            "right": (rank, dim),
+            "right.scale": (rank, 1),
+            "decoder": (m, dim),
+            "decoder.scale": (m, 1),
+            "bias": (dim,),
+        }
+        for name in ("codes", "left", "right", "decoder", "bias"):
+            if name not in self.tensors:
+                raise ValueError(f"no tensor {name!r}")
+        for name, tensor in self.tensors.items():
+            packed = tensor.dtype == torch.uint8 and name in ("right", "decoder")
+            expected = (shapes[name][0], -(-dim // 2)) if packed else shapes[name]
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} instead of {expected}")
 
     @property
     def nbytes(self) -> int:
@@ -138,21 +174,25 @@ def load_table(directory: str | Path) -> CompressedTable:
             raise LighttokenError(
                 f"{tensors_path} is damaged: its hash is not the one in {METADATA_FILE}; make it again"
             )
-        return CompressedTable(
-            codec=metadata["codec"],
-            shape=(metadata["vocab_size"], metadata["dim"]),
+        compressed = CompressedTable(
+            codec=str(metadata["codec"]),
+            shape=(int(metadata["vocab_size"]), int(metadata["dim"])),
             tensors=parse_safetensors(content),
             source_sha256=metadata["source_sha256"],
-            settings=metadata["settings"],
-            summary=metadata["summary"],
-            versions=metadata["versions"],
+            settings=dict(metadata["settings"]),
+            summary=dict(metadata["summary"]),
+            versions=dict(metadata["versions"]),
         )
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        compressed.check()
+    except LighttokenError:
+        raise
+    except OSError as error:
+        raise LighttokenError(f"cannot read {error.filename}: {error.strerror}; check who may read it") from error
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise LighttokenError(
             f"{metadata_path} is damaged or no lighttoken artifact ({type(error).__name__}: {error}); make it again"
         ) from error
-    except SafetensorError as error:
-        raise LighttokenError(f"{tensors_path} is damaged ({error}); make it again") from error
+    return compressed
 
 
 def make_directory(directory: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -67,49 +66,75 @@ class Backbone:
         tokenizer = self._load(AutoTokenizer)
         rows = self._load(AutoConfig).get_text_config().vocab_size
         largest = max(tokenizer.get_vocab().values())
-        if largest >= rows:
+        if not rows / 2 <= largest + 1 <= rows:  # tables are often padded by a few rows, never by as many again
             raise LighttokenError(
-                f"the tokenizer of model={self.label} gives ids up to {largest} and the table has {rows} rows; "
+                f"the tokenizer of model={self.label} has ids 0 to {largest} and the table has {rows} rows; "
                 "use the tokenizer that was saved with this checkpoint"
+            )
+        if tokenizer.pad_token is None:
+            raise LighttokenError(
+                f"the tokenizer of model={self.label} has no padding token and sentences are batched; "
+                "set tokenizer.pad_token and save it with the checkpoint"
             )
         return tokenizer
 
     def table(self) -> Tensor:
         """The input embedding matrix (V, d), float32."""
-        return find_embedding(self._load(AutoModel, dtype=torch.float32)).weight.detach()
+        return find_embedding(self._load_weights(AutoModel)).weight.detach()
 
     def classifier(self, num_labels: int) -> PreTrainedModel:
         """The model in float32 with a new sentence-classification head, drawn from torch's random state."""
+        return self._load_weights(AutoModelForSequenceClassification, num_labels=num_labels)
+
+    def _load_weights(self, auto_class: Any, **kwargs: Any) -> PreTrainedModel:
+        """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
         verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # a new head is the point, not a finding
+        transformers.logging.set_verbosity_error()  # its report lists the new head too, which is meant to be new
         try:
-            return self._load(AutoModelForSequenceClassification, num_labels=num_labels, dtype=torch.float32)
+            model, report = self._load(auto_class, dtype=torch.float32, output_loading_info=True, **kwargs)
         finally:
             transformers.logging.set_verbosity(verbosity)
+        base = dict(
+            model.base_model.named_parameters(prefix="" if model.base_model is model else model.base_model_prefix)
+        )
+        missing = sorted(key for key in report["missing_keys"] if key in base and "pooler" not in key)
+        if missing:
+            raise LighttokenError(
+                f"the checkpoint of model={self.label} lacks {len(missing)} weights of {type(model).__name__}, "
+                f"the first {missing[0]}; save it with save_pretrained"
+            )
+        return model
 
     def _load(self, auto_class: Any, **kwargs: Any) -> Any:
         source = self.source()
         try:
             return auto_class.from_pretrained(source, revision=self.revision or "main", **kwargs)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+        except Exception as error:  # a foreign or broken checkpoint can fail anywhere in transformers, with any type
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             cure = (
                 "with no network, set model.path=DIR to a copy on disk or try +experiment=quickstart, which needs none"
                 if source == self.hub_id
                 else "check that the directory is a complete checkpoint"
             )
+            if "tiktoken" in reason or "sentencepiece" in reason:
+                cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
 
 
 def find_embedding(model: nn.Module) -> nn.Embedding:
-    """The token embedding of any transformers model. Raises LighttokenError if it has none, or not a dense one."""
+    """The token embedding of any transformers model. Raises LighttokenError if it is not a dense one."""
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    if not isinstance(embedding, nn.Embedding):
+    if not isinstance(embedding, nn.Embedding) or (type(embedding) is not nn.Embedding and not _scale(embedding)):
         raise LighttokenError(
             f"{type(model).__name__} has {type(embedding).__name__} as its token embedding, not nn.Embedding; "
             "load the original, uncompressed checkpoint"
         )
     return embedding
+
+
+def _scale(embedding: nn.Module) -> float:
+    """What a scaled embedding (BART, Gemma) multiplies its rows by; 0 if it says nothing of it."""
+    return float(getattr(embedding, "embed_scale", 0.0))
 
 
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable) -> PreTrainedModel:
@@ -129,6 +154,6 @@ def swap_embedding(model: PreTrainedModel, compressed: CompressedTable) -> PreTr
         head.weight = nn.Parameter(old.weight.detach().clone(), requires_grad=old.weight.requires_grad)
         model.config.tie_word_embeddings = False
         warnings.warn(f"the head of {type(model).__name__} was tied to the table; it keeps dense weights", stacklevel=2)
-    new = CompressedEmbedding(compressed, padding_idx=old.padding_idx).to(old.weight.device)
-    model.set_input_embeddings(new)
+    new = CompressedEmbedding(compressed, padding_idx=old.padding_idx, scale=_scale(old) or 1.0)
+    model.set_input_embeddings(new.to(old.weight.device, old.weight.dtype))
     return model

@@ -30,8 +30,8 @@ CANNOT_WRITE = {
     errno.EFBIG: "the file-size limit is reached: raise it with ulimit -f",
     errno.EDQUOT: "free space there or set another output folder",
     errno.EROFS: "it is read-only: set another output folder",
-    errno.EACCES: "you may not write there: set another output folder",
-    errno.EPERM: "you may not write there: set another output folder",
+    errno.EACCES: "you have no right to; choose another folder or change its rights",
+    errno.EPERM: "you have no right to; choose another folder or change its rights",
     errno.ENOTDIR: "a part of that path is a file: set another output folder",
 }
 SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
@@ -65,6 +65,7 @@ class Compress:
     ratio: float = MISSING
     seed: int = MISSING
     output: str = MISSING
+    overwrite: bool = MISSING
     progress: bool = MISSING
 
 
@@ -120,14 +121,19 @@ def one_line(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, LighttokenError):
         return str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return f"cannot write {error.filename}: {error.strerror}; {CANNOT_WRITE[error.errno]}"
+        return f"cannot read or write {error.filename or 'the output'}: {error.strerror}; {CANNOT_WRITE[error.errno]}"
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if str(error).startswith("Could not override 'experiment'"):
         return "an experiment is added, not overridden: write +experiment=NAME"
     if match := re.match(r"Could not override '([\w.]+)'", str(error)):
         with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
-            known = _paths(OmegaConf.to_container(hydra.compose(config_name), throw_on_missing=False))
+            config = hydra.compose(config_name)
+        group, _, key = match[1].rpartition(".")
+        node = OmegaConf.select(config, group) if group else None
+        if node and "_target_" in node and key in _parameters(hydra.utils.get_object(node["_target_"]))[0]:
+            return f"{match[1]} is not set so far and is added, not overridden: write +{match[1]}=VALUE"
+        known = [path for path in _paths(OmegaConf.to_container(config)) if not path.endswith("_")]
         close = difflib.get_close_matches(match[1], known, n=1)
         return f"unknown key {match[1]}; " + (f"did you mean {close[0]}?" if close else "--cfg job shows them all")
     if isinstance(error, MissingConfigException) and error.options:
@@ -148,6 +154,8 @@ def check(config: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise LighttokenError(f"missing {', '.join(missing)}; add {missing[0]}=VALUE to the command")
+    if "seed" in config and config.seed < 0:
+        raise LighttokenError(f"seed is {config.seed}; it must be 0 or above")
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     schema = OmegaConf.get_type(config)
@@ -177,7 +185,10 @@ def _check_node(path: str, node: Any) -> None:
 
 
 def _check_target(path: str, node: dict) -> None:
-    target = hydra.utils.get_object(node["_target_"])
+    try:
+        target = hydra.utils.get_object(node["_target_"])
+    except Exception as error:  # what an import of someone's module may raise is open
+        raise LighttokenError(f"{path}._target_={node['_target_']} cannot be imported; check its spelling") from error
     parameters, hints = _parameters(target)
     keys = set(node) - SPECIAL_KEYS
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -240,8 +251,8 @@ def _in_words(hint: Any) -> str:
 
 def _wandb_is_offline() -> bool:
     """Whether there is no key to log in to W&B with; `WANDB_MODE` in the environment decides where it is set."""
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"] == "offline"
+    if "WANDB_MODE" in os.environ:  # Lightning's offline logger sets dryrun, for all later runs of the process
+        return os.environ["WANDB_MODE"] in ("offline", "dryrun")
     host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         saved = netrc.netrc().authenticators(host)

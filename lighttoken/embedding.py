@@ -24,11 +24,12 @@ class CompressedEmbedding(nn.Module):
     decoder: Tensor
     bias: Tensor
 
-    def __init__(self, compressed: CompressedTable, padding_idx: int | None = None):
+    def __init__(self, compressed: CompressedTable, padding_idx: int | None = None, scale: float = 1.0):
+        """`padding_idx` is the id whose row sends no gradient back; `scale` multiplies all rows."""
         super().__init__()
         parts = compressed.parts()
         self.num_embeddings, self.embedding_dim = compressed.shape
-        self.padding_idx, self.ratio = padding_idx, compressed.ratio
+        self.padding_idx, self.scale, self.ratio = padding_idx, scale, compressed.ratio
         self.register_buffer("codes", parts["codes"])
         for name in ("left", "right", "decoder", "bias"):
             self.register_parameter(name, nn.Parameter(parts[name]))
@@ -37,13 +38,21 @@ class CompressedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (*ids.shape, d) of ids of any shape."""
         unique, positions = ids.unique(return_inverse=True)
-        rows = decode_rows(unique, self.codes, self.left, self.right, self.decoder, self.bias)
-        return nn.functional.embedding(positions, rows)
+        rows = self._rows(unique)
+        if self.padding_idx is not None:
+            rows = torch.where((unique == self.padding_idx).unsqueeze(1), rows.detach(), rows)
+        return nn.functional.embedding(positions, rows * self.scale)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        with torch.autocast(
+            ids.device.type, enabled=False
+        ):  # a dense embedding's rows are not rounded by autocast either
+            return decode_rows(ids, self.codes, self.left, self.right, self.decoder, self.bias)
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, d), decoded on each access; for code that asks an embedding for its weight."""
-        return self(torch.arange(self.num_embeddings, device=self.codes.device))
+        """The whole table (V, d), unscaled, decoded on each access; for code that asks an embedding for its weight."""
+        return self._rows(torch.arange(self.num_embeddings, device=self.codes.device))
 
     def extra_repr(self) -> str:
         rank, bits = self.left.shape[1], self.decoder.shape[0]

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from lighttoken.artifact import FORMAT_VERSION, CompressedTable, hash_table, load_table, make_directory
+from lighttoken import __version__
+from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, CompressedTable, hash_table, load_table, make_directory
 from lighttoken.backbone import Backbone, find_embedding, swap_embedding
 from lighttoken.codec import Codec, Uncompressed, compress_table
 from lighttoken.errors import LighttokenError
@@ -39,12 +40,10 @@ NOISE = (
 
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    if not config.progress:
-        datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
+    quiet_libraries(config.progress)
+    for node, key in ((config.model, "path"), (config.task, "data_dir")):
+        if node.get(key):  # records of runs from different folders can then be compared
+            node[key] = str(Path(node[key]).expanduser().resolve())
     plain: Any = OmegaConf.to_container(config, resolve=True)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
@@ -59,6 +58,19 @@ def train(config: DictConfig) -> Record:
     )
     with record.running(), open_loggers(config) as loggers:
         with record.phase("load"):
+            callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
+            watched = [str(each.monitor) for each in callbacks if hasattr(each, "monitor")]
+            if not config.task.dev_fraction and any(name.startswith("dev/") for name in watched):
+                raise LighttokenError(
+                    f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
+                )
+            trainer: L.Trainer = instantiate(
+                config.trainer,
+                callbacks=callbacks,
+                logger=loggers,
+                default_root_dir=str(record.directory),
+                enable_progress_bar=config.progress,
+            )
             tokenizer = backbone.tokenizer()
             data: SentenceData = instantiate(config.task, tokenizer=tokenizer)
             data.prepare_data()
@@ -74,7 +86,7 @@ def train(config: DictConfig) -> Record:
                 record.ratio, record.artifact_bytes = 1.0, record.table_bytes
             else:
                 store = Path(config.output_dir) / "artifacts"
-                compressed, directory = make_artifact(
+                compressed, directory, record.artifact_reused = make_artifact(
                     table, codec, config.ratio, config.seed, store, config.progress, loggers
                 )
                 record.ratio, record.artifact_bytes = compressed.ratio, compressed.nbytes
@@ -83,16 +95,6 @@ def train(config: DictConfig) -> Record:
 
         with record.phase("finetune"):
             module = instantiate(config.finetune, model=model, metrics=data.metrics, _recursive_=False)
-            callbacks: list[L.Callback] = list(instantiate(config.callbacks).values())
-            if not data.dev_fraction and any(getattr(each, "monitor", None) == "dev/loss" for each in callbacks):
-                raise LighttokenError("callbacks watch dev/loss and task.dev_fraction is 0; set task.dev_fraction=0.05")
-            trainer: L.Trainer = instantiate(
-                config.trainer,
-                callbacks=callbacks,
-                logger=loggers,
-                default_root_dir=str(record.directory),
-                enable_progress_bar=config.progress,
-            )
             L.seed_everything(
                 config.seed, verbose=False
             )  # whatever the codec drew, batches and dropout are the same for all
@@ -114,11 +116,15 @@ def train(config: DictConfig) -> Record:
 
 def compress(config: DictConfig) -> CompressedTable:
     """Compress the table of a backbone and write the artifact."""
+    quiet_libraries(config.progress)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
     if isinstance(codec, Uncompressed):
         raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
-    make_directory(Path(config.output))  # before the work, not after it
+    output = Path(config.output)
+    if (output / METADATA_FILE).exists() and not config.overwrite:
+        raise LighttokenError(f"output={output} holds an artifact already; choose another folder or add overwrite=true")
+    make_directory(output)  # before the work, not after it
     compressed = compress_table(backbone.table(), codec, config.ratio, seed=config.seed, progress=config.progress)
     directory = compressed.save(config.output)
     rows = [
@@ -132,33 +138,55 @@ def compress(config: DictConfig) -> CompressedTable:
     return compressed
 
 
+def quiet_libraries(progress: bool) -> None:
+    """Keep what the libraries say on every run out of the terminal, and their progress bars if none are wanted."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    if not progress:
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+
+
 def make_artifact(
     table: torch.Tensor, codec: Codec, ratio: float, seed: int, store: Path, progress: bool, loggers: list[Logger]
-) -> tuple[CompressedTable, Path]:
-    """The compressed table for these inputs and its artifact: read if it was made before, else made and saved."""
-    inputs = [FORMAT_VERSION, hash_table(table), codec.name, codec.settings(), ratio, seed, str(torch.__version__)]
+) -> tuple[CompressedTable, Path, bool]:
+    """The compressed table for these inputs and its artifact: read if it was made before, else made and saved.
+
+    The last of the three returned is whether it was there before.
+    """
+    inputs = [
+        FORMAT_VERSION,
+        __version__,
+        hash_table(table),
+        codec.name,
+        codec.settings(),
+        float(ratio),
+        seed,
+        str(torch.__version__),
+    ]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     directory = store / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
     if directory.is_dir():
         try:
             compressed = load_table(directory)
             log.info("reusing the artifact %s", directory)
-            return compressed, directory
+            return compressed, directory, True
         except LighttokenError as error:
             log.warning("making the artifact again: %s", error)
     compressed = compress_table(table, codec, ratio, seed=seed, progress=progress, loggers=loggers)
     compressed.save(directory)
-    return compressed, directory
+    return compressed, directory, False
 
 
 @contextmanager
 def open_loggers(config: DictConfig) -> Iterator[list[Logger]]:
     """The configured loggers, told the whole config; a W&B run is closed at the end: the next job opens its own."""
-    loggers: list[Logger] = list(instantiate(config.logger).values())
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
     exit_code = 1
     try:
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         yield loggers
         exit_code = 0
     finally:
@@ -176,7 +204,7 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
     rows = []
     for name, value in record.metrics.items():
         rows.append((name, f"{value:.4f}"))
-        if reference and record.codec != "none" and not name.endswith("loss") and reference["metrics"].get(name):
+        if reference and record.codec != "none" and not name.endswith("loss") and name in reference["metrics"]:
             rows.append(
                 (
                     f"retention of {name}",

@@ -16,13 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lighttoken import __version__
 from lighttoken.artifact import make_directory, write_atomically
 from lighttoken.errors import LighttokenError
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
-LIBRARIES = ("lighttoken", "torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
+LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
 # What may differ between a run and the uncompressed one that its score is compared with.
 NOT_RECIPE = ("codec", "schedule", "ratio", "output_dir", "logger", "progress")
 
@@ -46,12 +49,16 @@ class Record:
     artifact_bytes: int | None = None
     model_bytes: int | None = None  # of all parameters of the uncompressed model, in float32
     artifact: str | None = None
+    artifact_reused: bool = False
     compression: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None  # resident, of the process up to the end of this run
+    peak_gpu_memory_bytes: int | None = None  # allocated by torch during this run
     hardware: dict[str, Any] = field(default_factory=lambda: _hardware())
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in LIBRARIES})
+    versions: dict[str, str] = field(
+        default_factory=lambda: {"lighttoken": __version__} | {name: version(name) for name in LIBRARIES}
+    )
     git_commit: str | None = field(default_factory=lambda: _git_commit())
 
     def save(self) -> None:
@@ -64,6 +71,8 @@ class Record:
     def running(self) -> Iterator["Record"]:
         """The record says `running` inside, then `done`, or `failed` with the error, whatever it was."""
         self.save()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         try:
             yield self
             self.status = "done"
@@ -72,6 +81,8 @@ class Record:
             raise
         finally:
             self.peak_memory_bytes = _peak_memory()
+            if torch.cuda.is_available():
+                self.peak_gpu_memory_bytes = torch.cuda.max_memory_allocated()
             try:
                 self.save()
             except LighttokenError:
@@ -93,9 +104,11 @@ def read_records(root: Path) -> list[dict[str, Any]]:
     records = []
     for path in sorted(root.rglob(RECORD_FILE)):
         try:
-            records.append(json.loads(path.read_bytes()) | {"directory": str(path.parent)})
+            content = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
+        if isinstance(content, dict) and {"status", "codec", "config", "metrics", "started"} <= content.keys():
+            records.append(content | {"directory": str(path.parent)})
     return records
 
 
@@ -116,8 +129,6 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
 
 
 def _hardware() -> dict[str, Any]:
-    import torch
-
     accelerator = torch.accelerator.current_accelerator()
     return {
         "machine": platform.machine(),
@@ -136,10 +147,13 @@ def _peak_memory() -> int:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this code runs from, with `-dirty` if it has changes; None outside a checkout."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None  # an installed package: git would describe whatever repository it lies in
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=Path(__file__).parent,
+            cwd=checkout,
             capture_output=True,
             text=True,
             check=True,

@@ -1,9 +1,10 @@
+import hashlib
 import json
 import resource
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lighttoken import CompressedTable, LighttokenError, load_table
 from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
@@ -71,12 +72,19 @@ def test_ids_of_any_shape_decode_to_their_rows(shape):
     compressed = make()
     ids = torch.randint(30, shape)
     torch.testing.assert_close(compressed.decode(ids), compressed.decode()[ids])
+    torch.testing.assert_close(compressed.decode(ids.tolist()), compressed.decode(ids))
 
 
 @pytest.mark.parametrize("id", [-1, 30])
 def test_ids_outside_the_table_are_refused(id):
     with pytest.raises(LighttokenError, match=f"from {id} to {id} asked of a table with ids 0 to 29"):
         make().decode(torch.tensor([id]))
+
+
+@pytest.mark.parametrize("ids", [[1.7], [True]])
+def test_ids_that_are_no_integers_are_refused(ids):
+    with pytest.raises(LighttokenError, match=r"ids are integers, got torch\.(float32|bool)"):
+        make().decode(ids)
 
 
 def damage_tensors(folder):
@@ -110,6 +118,22 @@ def newer_format(folder):
     (folder / METADATA_FILE).write_text(json.dumps(metadata | {"format_version": 2}))
 
 
+def change(**values):
+    def harm(folder):
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+        (folder / METADATA_FILE).write_text(json.dumps(metadata | values))
+
+    return harm
+
+
+def without_bias(folder):
+    tensors = load_file(folder / TENSORS_FILE)
+    del tensors["bias"]
+    save_file(tensors, folder / TENSORS_FILE)
+    digest = hashlib.sha256((folder / TENSORS_FILE).read_bytes()).hexdigest()
+    change(tensors_sha256=digest)(folder)
+
+
 def missing_metadata(folder):
     (folder / METADATA_FILE).unlink()
 
@@ -125,6 +149,12 @@ def missing_metadata(folder):
         (foreign_tensors, TENSORS_FILE, "make it again"),
         (newer_format, METADATA_FILE, "update lighttoken"),
         (missing_metadata, METADATA_FILE, "make one with"),
+        (change(dim=7), METADATA_FILE, "make it again"),
+        (change(vocab_size=31), METADATA_FILE, "make it again"),
+        (change(vocab_size="many"), METADATA_FILE, "make it again"),
+        (change(settings=None), METADATA_FILE, "make it again"),
+        (change(format_version="1"), METADATA_FILE, ""),
+        (without_bias, METADATA_FILE, "make it again"),
     ],
 )
 def test_a_bad_artifact_is_refused_with_the_file_and_the_cure(tmp_path, harm, names, cure):

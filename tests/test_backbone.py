@@ -3,7 +3,9 @@ import socket
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, BartConfig, BertConfig
+from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.backbone import Backbone, find_embedding
@@ -80,16 +82,64 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(checkpoint):
     folder = checkpoint()
     BertConfig.from_pretrained(folder, vocab_size=150).save_pretrained(folder)
     with pytest.raises(
-        LighttokenError, match="tokenizer of model=tiny_bert gives ids up to 199 and the table has 150 rows"
+        LighttokenError, match="tokenizer of model=tiny_bert has ids 0 to 199 and the table has 150 rows"
     ):
         Backbone("x", path=str(folder)).tokenizer()
 
 
-def test_a_tied_head_keeps_its_weights_and_says_so(make_model):
-    model = make_model("bert", AutoModelForMaskedLM)
+def test_a_tokenizer_made_up_for_a_checkpoint_that_has_none_is_refused(checkpoint):
+    folder = checkpoint()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    with pytest.raises(LighttokenError, match=r"tiny_bert.*tokenizer"):
+        Backbone("x", path=str(folder)).tokenizer()
+
+
+def test_a_tokenizer_without_padding_is_refused(checkpoint, tokenizer):
+    folder = checkpoint()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(LighttokenError, match="tiny_bert has no padding token"):
+        Backbone("x", path=str(folder)).tokenizer()
+
+
+def test_a_checkpoint_whose_weights_have_other_names_is_refused(checkpoint, architecture):
+    """As a Lightning checkpoint has them: transformers would start from random weights."""
+    folder = checkpoint(architecture)
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {f"module.net.{name}": value for name, value in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone = Backbone("x", path=str(folder))
+    for load in (backbone.table, lambda: backbone.classifier(2)):
+        with pytest.raises(LighttokenError, match=r"lacks \d+ weights of \w+, the first .*; save it"):
+            load()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_swapped_model_runs_in_its_own_precision(make_model, dtype):
+    model = make_model().to(dtype)
+    swap_embedding(model, compress_table(find_embedding(model).weight, "svd", 2.0, progress=False))
+    assert model(torch.randint(1, 200, (2, 5))).last_hidden_state.dtype == dtype
+
+
+def test_a_scaled_embedding_keeps_its_scale():
+    sizes = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    encoder = BartEncoder(BartConfig(vocab_size=200, scale_embedding=True, **sizes)).eval()
+    compressed = compress_table(encoder.embed_tokens.weight, "svd", 2.0, progress=False)
+    overwritten = copy.deepcopy(encoder)
+    overwritten.embed_tokens.weight.data = compressed.decode()
+    assert overwritten.embed_tokens.embed_scale == pytest.approx(32**0.5)
+    ids = torch.randint(2, 200, (2, 5))
+    with torch.no_grad():
+        outputs = [m(ids).last_hidden_state for m in (swap_embedding(encoder, compressed), overwritten)]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tied_head_keeps_its_weights_and_says_so(make_model, architecture):
+    model = make_model(architecture, AutoModelForMaskedLM)
     original = copy.deepcopy(model)
     compressed = compress_table(find_embedding(model).weight, "svd", 2.0, progress=False)
-    with pytest.warns(UserWarning, match="head of BertForMaskedLM was tied to the table; it keeps dense weights"):
+    with pytest.warns(UserWarning, match="head of .*ForMaskedLM was tied to the table; it keeps dense weights"):
         swap_embedding(model, compressed)
     assert torch.equal(model.get_output_embeddings().weight, original.get_output_embeddings().weight)
     # The body with the reconstruction in, then the original head.

@@ -125,6 +125,10 @@ def test_compress_composes():
             "codec.matrix_precision is 'int3'; it must be one of float32, float16, int8, int4",
         ),
         (["finetune.trainable=all"], "finetune.trainable is 'all'; it must be one of frozen, decoder, decoder+factors"),
+        (
+            ["task._target_=lighttoken.Nothing"],
+            "task._target_=lighttoken.Nothing cannot be imported; check its spelling",
+        ),
         (["task.batch_size=null"], "task.batch_size is None; it must be of type int"),
         (["codec.rank=true"], "codec.rank is True; it must be of type int | None"),
     ],
@@ -168,6 +172,12 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
         (["experiment=quickstart"], "an experiment is added, not overridden: write +experiment=NAME"),
         (["rato=3"], "unknown key rato; did you mean ratio?"),
         (["codec.rnak=3"], "unknown key codec.rnak; did you mean codec.rank?"),
+        (
+            ["trainer.accumulate_grad_batches=2"],
+            "trainer.accumulate_grad_batches is not set so far and is added, not overridden: "
+            "write +trainer.accumulate_grad_batches=VALUE",
+        ),
+        (["seed=-1"], "seed is -1; it must be 0 or above"),
         (["zzz=3"], "unknown key zzz; --cfg job shows them all"),
         (["ratio=abc"], "ratio is 'abc'; it must be of type Float"),
         (["seed=1.5"], "seed is '1.5'; it must be of type Integer"),

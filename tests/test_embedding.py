@@ -1,30 +1,25 @@
 import copy
+from functools import partial
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModel
 
 from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
+from lighttoken.codec.lighttoken import LightToken
 from lighttoken.embedding import set_trainable
+from lighttoken.packing import unpack_bits
 
-
-@pytest.fixture
-def compressed(table):
-    return compress_table(table[:200], "svd", 3.0, progress=False)
+TRAINER = partial(L.Trainer, max_steps=20, accelerator="cpu", devices=1, log_every_n_steps=20)
+QUICK = LightToken(rank=2, stage_bits=24, batch_size=64, trainer=TRAINER)
 
 
 @pytest.fixture
 def coded(table):
     """With codes in it as well as factors."""
-    from functools import partial
-
-    import lightning as L
-
-    from lighttoken.codec.lighttoken import LightToken
-
-    trainer = partial(L.Trainer, max_steps=20, accelerator="cpu", devices=1, log_every_n_steps=20)
-    return compress_table(table, LightToken(rank=2, trainer=trainer), 6.0, progress=False)
+    return compress_table(table, QUICK, 6.0, progress=False)
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 2, 2)])
@@ -37,9 +32,11 @@ def test_weight_is_the_decoded_table(coded):
     torch.testing.assert_close(CompressedEmbedding(coded).weight, coded.decode())
 
 
-def test_swapping_equals_overwriting_the_table(make_model, architecture, table):
+@pytest.mark.parametrize("codec", ["svd", QUICK])
+def test_swapping_equals_overwriting_the_table(make_model, architecture, codec):
     model = make_model(architecture)
-    compressed = compress_table(model.get_input_embeddings().weight, "svd", 2.0, progress=False)
+    compressed = compress_table(model.get_input_embeddings().weight, codec, 2.0, progress=False)
+    assert codec == "svd" or compressed.summary["bits_per_row"] > 0
     overwritten = copy.deepcopy(model)
     overwritten.get_input_embeddings().weight.data = compressed.decode()
     swap_embedding(model, compressed)
@@ -87,11 +84,25 @@ def test_gradients_are_those_of_the_overwritten_table(coded):
     set_trainable(embedding, "decoder+factors")
     ids, target = torch.tensor([[3, 7, 3]]), torch.randn(32)
     (embedding(ids) * target).sum().backward()
-    from lighttoken.packing import unpack_bits
-
     bits = unpack_bits(coded.tensors["codes"], embedding.decoder.shape[0]).float()
     torch.testing.assert_close(embedding.decoder.grad, torch.outer(2 * bits[3] + bits[7], target))
     torch.testing.assert_close(embedding.left.grad[3], 2 * embedding.right @ target)
+
+
+def test_the_padding_row_sends_no_gradient_back(coded):
+    embedding = CompressedEmbedding(coded, padding_idx=3)
+    set_trainable(embedding, "decoder+factors")
+    embedding(torch.tensor([3, 3])).sum().backward()
+    assert all(parameter.grad.abs().sum() == 0 for parameter in embedding.parameters())
+    embedding(torch.tensor([3, 4])).sum().backward()
+    assert embedding.bias.grad.tolist() == [1.0] * 32
+
+
+def test_autocast_does_not_round_the_rows(coded):
+    embedding, ids = CompressedEmbedding(coded), torch.arange(9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(embedding(ids), CompressedEmbedding(coded)(ids))
+        assert embedding(ids).dtype == torch.float32
 
 
 def test_state_dict_and_deep_copy_keep_every_row(coded):

@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,7 @@ def test_the_artifact_is_that_of_the_checkpoints_table_and_made_once(train, chec
     stamp = Path(first["artifact"], TENSORS_FILE).stat().st_mtime_ns
     _, second, _ = train("finetune.learning_rate=1e-4")
     assert second["artifact"] == first["artifact"]
+    assert (first["artifact_reused"], second["artifact_reused"]) == (False, True)
     assert Path(second["artifact"], TENSORS_FILE).stat().st_mtime_ns == stamp
     _, other_seed, _ = train("seed=1")
     assert other_seed["artifact"] != first["artifact"]
@@ -147,7 +151,7 @@ def test_early_stopping_without_held_out_rows_is_refused(command, checkpoint, ss
     arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "codec=none", "progress=false"]
     code, _, err = command("train", *arguments, "callbacks=early_stopping")
     assert code == 2
-    assert "task.dev_fraction" in err
+    assert err == "error: callbacks watch dev/loss and task.dev_fraction is 0; set task.dev_fraction=0.05\n"
 
 
 def test_a_table_with_nan_is_refused(command, checkpoint, sst2):
@@ -164,7 +168,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, chec
     (tmp_path / "file").touch()
     code, _, err = command("train", f"output_dir={tmp_path}/file/outputs")
     assert code == 2
-    assert err.startswith(f"error: cannot write {tmp_path}/file/outputs")
+    assert err.startswith(f"error: cannot read or write {tmp_path}/file/outputs")
     assert err.count("\n") == 1
     code, _, err = command(
         "compress", f"model.path={checkpoint()}", f"output={tmp_path}/file/artifact", "progress=false"
@@ -186,12 +190,34 @@ def test_a_sweep_runs_every_job(command, checkpoint, sst2):
     assert all(record["status"] == "done" for record in records)
 
 
+def test_every_job_of_a_sweep_has_a_wandb_run_of_its_own(checkpoint, sst2):
+    """In a process of its own: within one, W&B keeps the mode that it was first set up with."""
+    arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "progress=false", "codec=none"]
+    subprocess.run(
+        [sys.executable, "-m", "lighttoken.train", "-m", *arguments, "seed=0,1", "trainer.max_steps=2"],
+        env=os.environ | {"WANDB_MODE": "offline"},
+        check=True,
+    )
+    assert len(list(Path().glob("outputs/sweeps/*/*/wandb/offline-run-*/*.wandb"))) == 2
+    configs = [json.loads(path.read_text())["config"] for path in Path().glob("outputs/sweeps/*/*/record.json")]
+    assert [config["logger"]["wandb"]["offline"] for config in configs] == [True, True]
+
+
 def test_compress_writes_the_artifact_and_nothing_else(command, checkpoint, tmp_path):
     code, out, err = command("compress", f"model.path={checkpoint()}", "output=table", *QUICK[:4], "progress=false")
     assert code == 0, err
     assert files(Path("table")) == {METADATA_FILE, TENSORS_FILE}
     assert load_table("table").ratio >= 2.5
     assert "tiny_bert" in out
+    again = ["compress", f"model.path={checkpoint()}", "output=table", *QUICK[:4], "progress=false"]
+    code, _, err = command(*again)
+    assert (code, err) == (
+        2,
+        "error: output=table holds an artifact already; choose another folder or add overwrite=true\n",
+    )
+    before = (Path("table") / TENSORS_FILE).read_bytes()
+    assert command(*again, "overwrite=true")[0] == 0
+    assert (Path("table") / TENSORS_FILE).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} <= {"table", "tiny_bert", "cache"}
 
 

@@ -78,6 +78,9 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
         raise RuntimeError
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / RECORD_FILE).write_text("{")
+    for name, content in (("list", "[1]"), ("foreign", '{"codec": "none", "status": "done"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RECORD_FILE).write_text(content)
     reference = find_reference(make(tmp_path / "mine", ratio=103), tmp_path)
     assert reference["directory"] == str(tmp_path / "new")
     assert find_reference(make(tmp_path / "mine", seed=7), tmp_path) is None

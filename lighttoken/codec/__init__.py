@@ -79,11 +79,16 @@ def compress_table(
         shape=(table.shape[0], table.shape[1]),
         tensors={},
         source_sha256=hash_table(table),
-        settings=codec.settings() | {"ratio": ratio, "seed": seed, "weighted": bool((weights != 1).any())},
+        settings=codec.settings() | {"ratio": float(ratio), "seed": seed, "weighted": bool((weights != 1).any())},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         compressed = codec.compress(table, weights, float(ratio), empty, progress, loggers)
+    if not math.isfinite(compressed.summary["nmse"]):
+        raise LighttokenError(
+            f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores "
+            "them in; choose int8 or float32 for coefficient_precision and matrix_precision"
+        )
     assert compressed.ratio >= ratio, f"{codec.name} was asked for {ratio}x and wrote {compressed.ratio}x"
     return compressed
 
@@ -107,9 +112,8 @@ def _checked_table(table: Tensor) -> Tensor:
 def _checked_weights(weights: Tensor | None, rows: int) -> Tensor:
     if weights is None:
         return torch.ones(rows)
-    if weights.shape != (rows,) or not bool((weights.isfinite() & (weights > 0)).all()):
-        raise LighttokenError(
-            f"weights must be {rows} positive numbers, one per row, got shape {tuple(weights.shape)} with a minimum of "
-            f"{float(weights.min()):g}; pass None to weight all rows the same"
-        )
+    if weights.shape != (rows,):
+        raise LighttokenError(f"weights have shape {tuple(weights.shape)} and the table {rows} rows; pass one per row")
+    if not bool((weights.isfinite() & (weights > 0)).all()):
+        raise LighttokenError(f"weights must be positive numbers, got a minimum of {float(weights.min()):g}")
     return weights.float().cpu() / weights.float().mean().cpu()

@@ -23,11 +23,6 @@ class Plan:
     stages: tuple[int, ...]
     predicted_nmse: float
 
-    @property
-    def m(self) -> int:
-        """Bits per row over all stages."""
-        return sum(self.stages)
-
 
 def plan_budget(
     spectrum: Tensor,
@@ -45,6 +40,8 @@ def plan_budget(
     Raises LighttokenError if no artifact is small enough.
     """
     budget, dim = int(table_bytes / ratio), len(spectrum)
+    if rank is not None and not 0 <= rank <= dim:
+        raise LighttokenError(f"rank {rank} is not between 0 and the table's width {dim}; rank=null lets it be chosen")
     if stage_bits:
         ranks = [rank] if rank is not None else _candidate_ranks(dim)
         fitting = [(k, m) for k in ranks if (m := _most_bits(k, budget, measure, 8 * dim)) > 0]
@@ -53,10 +50,14 @@ def plan_budget(
         fitting = [(k, 0) for k in ranks if measure(k, 0) <= budget]
     if not fitting:
         smallest = measure(ranks[0], 8 if stage_bits else 0)
+        of_rank = f" at rank {rank}" if rank is not None else ""
+        largest = int(table_bytes / smallest * 10) / 10
+        cure = "the table is too small to compress"
+        if largest > 1:
+            cure = f"choose a ratio above 1 and up to {largest:g}"
         raise LighttokenError(
-            f"ratio {ratio:g} cannot be met: it leaves {budget} bytes and the smallest artifact of this table"
-            f"{f' at rank {rank}' if rank is not None else ''} has {smallest}; "
-            f"choose a ratio above 1 and up to {int(table_bytes / smallest * 10) / 10:g}"
+            f"ratio {ratio:g} cannot be met: it leaves {budget} of {table_bytes} bytes and the smallest artifact of "
+            f"this table{of_rank} has {smallest}; {cure}"
         )
     predictions = {(k, m): predict_error(spectrum, k, m, coefficient_precision) for k, m in fitting}
     k, m = min(predictions, key=lambda choice: predictions[choice])
@@ -90,9 +91,11 @@ def _candidate_ranks(dim: int) -> list[int]:
 def _most_bits(rank: int, budget: int, measure: Callable[[int, int], int], limit: int) -> int:
     """Largest multiple of 8, at most `limit`, whose artifact fits the budget; 0 if none does."""
     smallest = measure(rank, 8)
-    step = measure(rank, 16) - smallest  # every eight bits more cost the same
-    m = 8 + 8 * ((budget - smallest) // step)
-    return max(0, min(m, limit))
+    step = measure(rank, 16) - smallest
+    m = max(0, min(8 + 8 * ((budget - smallest) // step), limit))
+    while m > 0 and measure(rank, m) > budget:  # more stages take more words to describe
+        m -= 8
+    return m
 
 
 def split_bits(m: int, stage_bits: int) -> tuple[int, ...]:

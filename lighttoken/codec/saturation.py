@@ -1,10 +1,14 @@
 """Saturation detection: stops a stage just before its units stop learning."""
 
+import logging
+
 import lightning as L
 import torch
 from torch import Tensor
 
 from lighttoken.codec.autoencoder import BinaryAutoencoder
+
+log = logging.getLogger(__name__)
 
 
 class SaturationStop(L.Callback):
@@ -12,9 +16,9 @@ class SaturationStop(L.Callback):
 
     Saturation is the share of (row, unit) pairs whose sigmoid output lies within `tolerance` of 0 or 1. Such a unit has
     next to no gradient, so a stage that is driven on learns nothing more (LightToken, KDD 2023: "just short of
-    saturation"). It is measured every `every_n_steps` steps on `rows` rows spread evenly over the residual. The
-    weights of the last check below the threshold are kept and put back when a later check reaches it; the first
-    check, before training, always passes.
+    saturation"). It is measured every `every_n_steps` steps, and at the last one, on `rows` rows spread evenly over the
+    residual. The weights of the last check below the threshold are kept and put back when a later check reaches it;
+    the first check, before training, always passes.
     """
 
     def __init__(
@@ -42,17 +46,25 @@ class SaturationStop(L.Callback):
         self._check(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
-            saturation = self._check(trainer, pl_module)
-            pl_module.log(f"stage{pl_module.stage}/saturation", saturation)
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._check(trainer, pl_module)
 
-    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, BinaryAutoencoder)
         saturation = self.measure(pl_module, pl_module.temperature)
-        if saturation >= self.threshold and self._weights:
-            pl_module.load_state_dict(self._weights)
-            trainer.should_stop = True
-        else:
+        for logger in trainer.loggers:
+            logger.log_metrics({f"stage{pl_module.stage}/saturation": saturation}, step=trainer.global_step)
+        if saturation < self.threshold or not self._weights:
             self.saturation, self.steps = saturation, trainer.global_step
             self._weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        return saturation
+            return
+        pl_module.load_state_dict(self._weights)
+        trainer.should_stop = True
+        if self.steps == 0:
+            log.warning(
+                "stage %d is saturated at %.2f before step %d and keeps untrained weights; "
+                "raise the temperature's start or saturation.threshold, or lower saturation.every_n_steps",
+                pl_module.stage,
+                saturation,
+                trainer.global_step,
+            )

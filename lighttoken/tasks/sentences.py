@@ -48,7 +48,7 @@ class SentenceData(L.LightningDataModule):
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        self._tokenized()  # fills the cache of `datasets`, once per machine
+        self.setup()  # once per machine; what it caches on disk, the other processes read
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
@@ -94,6 +94,8 @@ class SentenceData(L.LightningDataModule):
             for name, rows in raw.items()
             if name in ("train", "validation")
         }
+        if not 0 <= self.dev_fraction < 1:
+            raise LighttokenError(f"task.dev_fraction is {self.dev_fraction:g}; it must be at least 0 and below 1")
         if self.dev_fraction > 0:
             held_out = [
                 in_share(" ".join(texts), self.dev_fraction)

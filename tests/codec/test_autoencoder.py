@@ -98,9 +98,17 @@ def test_below_the_threshold_a_stage_runs_to_the_end(table):
     assert (trainer.global_step, saturation.steps) == (40, 40)
 
 
-def test_a_stage_that_starts_saturated_keeps_its_first_weights(table):
+def test_the_last_step_is_checked_whatever_the_interval(table):
+    saturation = stopper(table, threshold=1.1, every_n_steps=1000)
+    fit(make(), table, [saturation], max_steps=40)
+    assert saturation.steps == 40
+
+
+def test_a_stage_that_starts_saturated_keeps_its_first_weights_and_says_so(table, caplog):
     autoencoder, saturation = make(schedule=Exponential(1e-6, 1e-7)), stopper(table)
     weights = {name: value.clone() for name, value in autoencoder.state_dict().items()}
-    trainer = fit(autoencoder, table, [saturation])
+    with caplog.at_level("WARNING"):
+        trainer = fit(autoencoder, table, [saturation])
+    assert "keeps untrained weights" in caplog.text
     assert trainer.global_step == 5
     assert all(torch.equal(value, weights[name]) for name, value in autoencoder.state_dict().items())

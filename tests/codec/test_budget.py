@@ -57,12 +57,29 @@ def plan(ratio: float, **changes):
     return plan_budget(**(settings | changes))
 
 
+def test_stages_that_take_words_to_describe_are_counted():
+    chosen = plan(5, measure=lambda k, m: 300 + 500 * k + 141 * m + 900 * len(split_bits(m, 16)))
+    spent = 300 + 500 * chosen.rank + 141 * sum(chosen.stages) + 900 * len(chosen.stages)
+    assert spent <= 12800
+
+
+@pytest.mark.parametrize("rank", [-1, 17])
+def test_a_rank_outside_the_table_is_refused(rank):
+    with pytest.raises(LighttokenError, match=f"rank {rank} is not between 0 and the table's width 16"):
+        plan(5, rank=rank)
+
+
+def test_a_table_too_small_to_compress_says_so():
+    with pytest.raises(LighttokenError, match="has 1428; the table is too small to compress"):
+        plan(2, table_bytes=1000)
+
+
 @pytest.mark.parametrize("ratio", [2, 5, 10, 20])
 def test_the_plan_fits_and_one_byte_a_row_more_would_not(ratio):
     chosen = plan(ratio)
-    measured = 300 + 500 * chosen.rank + 141 * chosen.m
+    measured = 300 + 500 * chosen.rank + 141 * sum(chosen.stages)
     assert measured <= 64000 / ratio
-    assert measured + 8 * 141 > 64000 / ratio or chosen.m == 8 * 16
+    assert measured + 8 * 141 > 64000 / ratio or sum(chosen.stages) == 8 * 16
 
 
 def test_a_given_rank_is_kept():
@@ -75,7 +92,7 @@ def test_no_stages_means_the_largest_rank_that_fits():
 
 
 def test_a_ratio_out_of_reach_names_the_range():
-    with pytest.raises(LighttokenError, match=r"ratio 100 cannot be met.*640 bytes.*1428; .* above 1 and up to 44\.8"):
+    with pytest.raises(LighttokenError, match=r"ratio 100 cannot .*640 of 64000 bytes.*1428; .* up to 44\.8"):
         plan(100)
     with pytest.raises(LighttokenError, match=r"at rank 9.* up to 10\.7"):
         plan(100, rank=9)
