@@ -75,10 +75,8 @@ def draw(rows: list[dict[str, str]], stages: list[dict[str, str]], path: Path) -
     temperature = right.twinx()
     numbers = sorted({name[5] for name in stages[0] if name.startswith("stage")})
     for number in numbers:
-        logged = [row for row in stages if row[f"stage{number}/temperature"]]
-        steps = [int(row["step"]) for row in logged]
-        right.plot(steps, [float(row[f"stage{number}/saturation"]) for row in logged], label=f"stage {number}")
-    temperature.plot(steps, [float(row[f"stage{number}/temperature"]) for row in logged], "k:", linewidth=1)
+        right.plot(*curve(stages, f"stage{number}/saturation"), label=f"stage {number}")
+    temperature.plot(*curve(stages, f"stage{number}/temperature"), "k:", linewidth=1)
     right.axhline(0.9, color="grey", linewidth=0.8)
     right.annotate("a stage stops here", (0, 0.91), color="grey", fontsize=8)
     right.set(xlabel="step", ylabel="saturation", ylim=(0, 1))
@@ -86,6 +84,12 @@ def draw(rows: list[dict[str, str]], stages: list[dict[str, str]], path: Path) -
     right.set_title("Four stages at 25x: trained to just short of saturation")
     right.legend(frameon=False, loc="center left")
     figure.savefig(path, dpi=120)
+
+
+def curve(rows: list[dict[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one logged metric."""
+    logged = [row for row in rows if row[name]]
+    return [int(row["step"]) for row in logged], [float(row[name]) for row in logged]
 
 
 if __name__ == "__main__":
