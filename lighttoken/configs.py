@@ -122,6 +122,8 @@ def one_line(error: BaseException, config_name: str) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return f"cannot read or write {error.filename or 'the output'}: {error.strerror}; {CANNOT_WRITE[error.errno]}"
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return "a config group takes a name, not null; logger=none is there for no logger"
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if str(error).startswith("Could not override 'experiment'"):
@@ -145,7 +147,7 @@ def one_line(error: BaseException, config_name: str) -> str | None:
     text = " ".join(lines)
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+).*full_key: (\S+)", text):
         return f"{match[3]} is {match[1]!r}; it must be of type {match[2]}"
-    kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key: \n"))]
+    kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(kept))
 
 

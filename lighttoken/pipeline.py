@@ -58,19 +58,7 @@ def train(config: DictConfig) -> Record:
     )
     with record.running(), open_loggers(config) as loggers:
         with record.phase("load"):
-            callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
-            watched = [str(each.monitor) for each in callbacks if hasattr(each, "monitor")]
-            if not config.task.dev_fraction and any(name.startswith("dev/") for name in watched):
-                raise LighttokenError(
-                    f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
-                )
-            trainer: L.Trainer = instantiate(
-                config.trainer,
-                callbacks=callbacks,
-                logger=loggers,
-                default_root_dir=str(record.directory),
-                enable_progress_bar=config.progress,
-            )
+            trainer = make_trainer(config, loggers, record.directory)
             tokenizer = backbone.tokenizer()
             data: SentenceData = instantiate(config.task, tokenizer=tokenizer)
             data.prepare_data()
@@ -78,40 +66,51 @@ def train(config: DictConfig) -> Record:
             L.seed_everything(config.seed, verbose=False)
             model = backbone.classifier(data.num_labels)
             table = find_embedding(model).weight.detach()
-            record.table_bytes = table.numel() * 4
+            record.table_bytes = record.artifact_bytes = table.numel() * 4
             record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
 
         with record.phase("compress"):
-            if isinstance(codec, Uncompressed):
-                record.ratio, record.artifact_bytes = 1.0, record.table_bytes
-            else:
-                store = Path(config.output_dir) / "artifacts"
+            if not isinstance(codec, Uncompressed):
                 compressed, directory, record.artifact_reused = make_artifact(
-                    table, codec, config.ratio, config.seed, store, config.progress, loggers
+                    table, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
                 )
-                record.ratio, record.artifact_bytes = compressed.ratio, compressed.nbytes
-                record.artifact, record.compression = str(directory), compressed.summary
+                record.artifact, record.artifact_bytes = str(directory), compressed.nbytes
+                record.compression = compressed.summary
                 swap_embedding(model, compressed)
+            record.ratio = record.table_bytes / record.artifact_bytes
+            sizes = {"table/ratio": record.ratio, "table/bytes": float(record.artifact_bytes)}
+            for logger in loggers:
+                logger.log_metrics(sizes, step=0)
 
         with record.phase("finetune"):
             module = instantiate(config.finetune, model=model, metrics=data.metrics, _recursive_=False)
-            L.seed_everything(
-                config.seed, verbose=False
-            )  # whatever the codec drew, batches and dropout are the same for all
+            # Again: whatever the codec drew, batches and dropout are the same for all.
+            L.seed_everything(config.seed, verbose=False)
             trainer.fit(module, data)
 
         with record.phase("evaluate"):
             trainer.validate(module, data, verbose=False)
-            record.metrics = {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] in ("val/", "dev/")
-            }
-
-        sizes = {"table/ratio": record.ratio, "table/bytes": float(record.artifact_bytes)}
-        for logger in loggers:
-            logger.log_metrics(sizes, step=trainer.global_step)
-            logger.save()
+            scores = trainer.callback_metrics
+            record.metrics = {name: float(scores[name]) for name in scores if name.startswith(("val/", "dev/"))}
     print_closing_table(record, find_reference(record, Path(config.output_dir)))
     return record
+
+
+def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
+    """The trainer with its callbacks. Raises LighttokenError for callbacks that watch rows which are not held out."""
+    callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
+    watched = [str(each.monitor) for each in callbacks if hasattr(each, "monitor")]
+    if not config.task.dev_fraction and any(name.startswith("dev/") for name in watched):
+        raise LighttokenError(
+            f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
+        )
+    return instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(directory),
+        enable_progress_bar=config.progress,
+    )
 
 
 def compress(config: DictConfig) -> CompressedTable:
@@ -149,7 +148,7 @@ def quiet_libraries(progress: bool) -> None:
 
 
 def make_artifact(
-    table: torch.Tensor, codec: Codec, ratio: float, seed: int, store: Path, progress: bool, loggers: list[Logger]
+    table: torch.Tensor, codec: Codec, ratio: float, seed: int, output_dir: str, progress: bool, loggers: list[Logger]
 ) -> tuple[CompressedTable, Path, bool]:
     """The compressed table for these inputs and its artifact: read if it was made before, else made and saved.
 
@@ -166,7 +165,7 @@ def make_artifact(
         str(torch.__version__),
     ]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    directory = store / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
+    directory = Path(output_dir) / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
     if directory.is_dir():
         try:
             compressed = load_table(directory)

@@ -177,6 +177,8 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
             "trainer.accumulate_grad_batches is not set so far and is added, not overridden: "
             "write +trainer.accumulate_grad_batches=VALUE",
         ),
+        (["logger=null"], "a config group takes a name, not null; logger=none is there for no logger"),
+        (["task.batch_size=0", "logger=none"], "task.batch_size is 0; it must be 1 or above"),
         (["seed=-1"], "seed is -1; it must be 0 or above"),
         (["zzz=3"], "unknown key zzz; --cfg job shows them all"),
         (["ratio=abc"], "ratio is 'abc'; it must be of type Float"),
@@ -184,7 +186,9 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
     ],
 )
 def test_a_wrong_command_gets_one_line(command, arguments, message):
-    assert command("train", *arguments) == (2, "", f"error: {message}\n")
+    code, _, err = command("train", *arguments)
+    assert (code, err.splitlines()[-1]) == (2, f"error: {message}")
+    assert len([line for line in err.splitlines() if "error" in line.lower()]) == 1
 
 
 def test_a_defect_keeps_its_traceback(command, monkeypatch):

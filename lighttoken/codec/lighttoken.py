@@ -86,19 +86,14 @@ class LightToken:
         for stage, m in enumerate(plan.stages, start=1):
             label = f"stage {stage}/{len(plan.stages)}" if progress else None
             new_bits, report = self.train_stage(table, reconstruction, weights, stage, m, label, loggers)
-            candidate_bits = torch.cat([bits, new_bits], dim=1)
-            candidate_decoder, candidate_bias = refit_decoder(candidate_bits, table - lowrank, weights)
-            candidate = lowrank + candidate_bits.float() @ candidate_decoder + candidate_bias
-            candidate_error = weighted_error(table, candidate, weights)
-            if candidate_error > error * (1 - self.min_gain):
+            all_bits = torch.cat([bits, new_bits], dim=1)
+            refitted, refitted_bias = refit_decoder(all_bits, table - lowrank, weights)
+            rows = lowrank + all_bits.float() @ refitted + refitted_bias
+            new_error = weighted_error(table, rows, weights)
+            if new_error > error * (1 - self.min_gain):
                 break  # the restart no longer pays: neither this stage nor a later one is kept
-            bits, decoder, bias, reconstruction, error = (
-                candidate_bits,
-                candidate_decoder,
-                candidate_bias,
-                candidate,
-                candidate_error,
-            )
+            bits, decoder, bias = all_bits, refitted, refitted_bias
+            reconstruction, error = rows, new_error
             reports.append(report | {"m": m, "nmse": round(error / variance, 4)})
 
         # 3. Reconstruction: everything as stored; the errors are those of the rows that the artifact decodes to.

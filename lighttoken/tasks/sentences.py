@@ -37,6 +37,10 @@ class SentenceData(L.LightningDataModule):
     ):
         """Lengths are in tokens, `metrics` map the name of a score to a torchmetrics Metric of class predictions."""
         super().__init__()
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+        for key, value in sizes.items():
+            if value < 1:
+                raise LighttokenError(f"task.{key} is {value}; it must be 1 or above")
         self.tokenizer, self.name, self.text_columns = tokenizer, name, list(text_columns)
         self.num_labels, self.metrics = num_labels, dict(metrics)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
