@@ -102,12 +102,18 @@ class SentenceData(L.LightningDataModule):
             raise LighttokenError(f"task.dev_fraction is {self.dev_fraction:g}; it must be at least 0 and below 1")
         if self.dev_fraction > 0:
             held_out = [
-                in_share(" ".join(texts), self.dev_fraction)
+                in_share("dev " + " ".join(texts), self.dev_fraction)  # another draw than that of a validation split
                 for texts in zip(*(raw["train"][c] for c in self.text_columns), strict=True)
             ]
             everything = splits["train"]
             splits["train"] = everything.select([i for i, out in enumerate(held_out) if not out])
             splits["dev"] = everything.select([i for i, out in enumerate(held_out) if out])
+            for name in ("train", "dev"):
+                if len(splits[name]) == 0:
+                    raise LighttokenError(
+                        f"task.dev_fraction={self.dev_fraction:g} of {len(everything)} training rows leaves none for "
+                        f"{name}; choose a fraction nearer to the middle"
+                    )
         return splits
 
 

