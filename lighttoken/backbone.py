@@ -94,9 +94,8 @@ class Backbone:
             model, report = self._load(auto_class, dtype=torch.float32, output_loading_info=True, **kwargs)
         finally:
             transformers.logging.set_verbosity(verbosity)
-        base = dict(
-            model.base_model.named_parameters(prefix="" if model.base_model is model else model.base_model_prefix)
-        )
+        prefix = "" if model.base_model is model else model.base_model_prefix
+        base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
         missing = sorted(key for key in report["missing_keys"] if key in base and "pooler" not in key)
         if missing:
             raise LighttokenError(

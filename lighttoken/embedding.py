@@ -44,9 +44,8 @@ class CompressedEmbedding(nn.Module):
         return nn.functional.embedding(positions, rows * self.scale)
 
     def _rows(self, ids: Tensor) -> Tensor:
-        with torch.autocast(
-            ids.device.type, enabled=False
-        ):  # a dense embedding's rows are not rounded by autocast either
+        # Autocast does not round the rows of a dense embedding either.
+        with torch.autocast(ids.device.type, enabled=False):
             return decode_rows(ids, self.codes, self.left, self.right, self.decoder, self.bias)
 
     @property

@@ -204,12 +204,11 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
     for name, value in record.metrics.items():
         rows.append((name, f"{value:.4f}"))
         if reference and record.codec != "none" and not name.endswith("loss") and name in reference["metrics"]:
-            rows.append(
-                (
-                    f"retention of {name}",
-                    f"{value / reference['metrics'][name]:.4f} of {reference['metrics'][name]:.4f}",
-                )
+            uncompressed = reference["metrics"][name]
+            retention = (
+                f"{value / uncompressed:.4f} of {uncompressed:.4f}" if uncompressed else "the reference scored 0"
             )
+            rows.append((f"retention of {name}", retention))
     if record.codec != "none" and reference is None:
         rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
     smaller = record.model_bytes - record.table_bytes + record.artifact_bytes

@@ -123,6 +123,14 @@ def test_retention_is_told_once_the_uncompressed_run_is_there(train):
     assert "retention of val/accuracy" not in train("seed=3")[0]
 
 
+def test_a_reference_of_zero_is_said_and_not_divided_by(train):
+    _, _, folder = train("codec=none")
+    record = json.loads((folder / "record.json").read_text())
+    record["metrics"]["val/accuracy"] = 0.0
+    (folder / "record.json").write_text(json.dumps(record))
+    assert "the reference scored 0" in train()[0]
+
+
 def test_the_uncompressed_run_and_a_compressed_one_start_from_the_same_head_and_batches(train, checkpoint):
     """Factors of rank 4 in float32 lose nothing of a table of rank 4: the two runs end alike."""
     folder = checkpoint()
