@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lighttoken.codec import compress_table
     from lighttoken.embedding import CompressedEmbedding
     from lighttoken.errors import LighttokenError
+    from lighttoken.pipeline import measure_importance
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "LighttokenError",
     "compress_table",
     "load_table",
+    "measure_importance",
     "swap_embedding",
 ]
 
@@ -27,6 +29,7 @@ _HOMES = {
     "LighttokenError": "lighttoken.errors",
     "compress_table": "lighttoken.codec",
     "load_table": "lighttoken.artifact",
+    "measure_importance": "lighttoken.pipeline",
     "swap_embedding": "lighttoken.backbone",
 }
 

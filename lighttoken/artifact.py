@@ -1,9 +1,11 @@
 """The compressed table and the artifact, its form on disk.
 
-Every row is a low-rank part plus a decoded hash code:
+Every row is a decoded hash code, next to a low-rank part where the codec keeps one:
 
-    row = left[id] @ right + bits[id] @ decoder + bias        (k)(k, d) + (m)(m, d) + (d)
+    row = coefficients(id) @ decoder + bias                    (m)(m, d) + (d)
+        + left[id] @ right                                     (k)(k, d)
 
+The coefficients are the bits of the code themselves, or what the trellis code (`lighttoken.trellis`) reads from them.
 `compressed_table.safetensors` holds the tensors, `compressed_table.json` says what they are. Nothing is pickled, and
 nothing in the two files depends on the time or the place they were made.
 """
@@ -27,11 +29,21 @@ from torch import Tensor
 
 from lighttoken.errors import LighttokenError
 from lighttoken.packing import dequantize, unpack_bits
+from lighttoken.trellis import (
+    LEAD,
+    MAX_STATE_BITS,
+    codebook,
+    layout,
+    read_coefficients,
+    row_starts,
+    unpack_steps,
+    unpack_tiers,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
-ROWS_PER_CHUNK = 65536  # rows decoded at a time, so that work space stays small for vocabularies of any size
+ROWS_PER_CHUNK = 4096  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
 
 def hash_table(table: Tensor) -> str:
@@ -39,39 +51,77 @@ def hash_table(table: Tensor) -> str:
     return hashlib.sha256(table.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def decode_rows(ids: Tensor, codes: Tensor, left: Tensor, right: Tensor, decoder: Tensor, bias: Tensor) -> Tensor:
-    """Rows (n, d) of ids (n,) int64: the equation at the top of this file, differentiable in all but the codes."""
-    rows = torch.addmm(bias, torch.nn.functional.embedding(ids, left), right)
-    return torch.addmm(rows, unpack_bits(codes[ids], decoder.shape[0]).to(decoder.dtype), decoder)
+def decode_rows(ids: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    """Rows (n, d) of ids (n,) int64: the equation at the top of this file, differentiable in all float parts.
+
+    `parts` are those of `CompressedTable.parts`.
+    """
+    decoder = parts["decoder"]
+    if "stream" in parts:
+        places = {name: parts[name][ids] for name in ("starts", "tiers")}
+        layout = {name: parts[name] for name in ("position", "mask", "component", "gain", "book")}
+        coefficients = read_coefficients(parts["stream"], **places, **layout)
+    else:
+        coefficients = unpack_bits(parts["codes"][ids], decoder.shape[0]).to(decoder.dtype)
+    rows = torch.addmm(parts["bias"], coefficients, decoder)
+    if "left" in parts:
+        rows = torch.addmm(rows, torch.nn.functional.embedding(ids, parts["left"]), parts["right"])
+    return rows
 
 
 @dataclass(frozen=True)
 class CompressedTable:
     """What a codec returns: decodes rows, knows its bytes, saves and loads.
 
-    `tensors` are those on disk: `codes` (V, m/8) uint8; `left` (V, k), `right` (k, d) and `decoder` (m, d) in a float
-    precision or as integers with their `.scale`; `bias` (d,) float32. `summary` is what the codec reports about
-    its work (plan, errors), `settings` what it was told; both are plain JSON values.
+    `tensors` are those on disk. `decoder` (m, d) and `bias`, and the `left` (V, k) and `right` (k, d) of a low-rank
+    part, are in a float precision or integers with their `.scale`. `codes` are (V, m/8) uint8, or, with `state_bits`
+    above 0, the stream of a trellis code, (N,) uint8; then `tiers` holds the tier of each row, packed, and `steps` and
+    `gain` (T, n) what each tier's bits mean. `summary` is what the codec reports about its work (plan, errors),
+    `settings` what it was told; both are plain JSON values.
     """
 
     codec: str
     shape: tuple[int, int]  # (V, d)
     tensors: dict[str, Tensor]
     source_sha256: str
+    state_bits: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
 
     def parts(self, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-        """The arguments of `decode_rows` after the ids, for some rows or all: codes as stored, the rest as float32."""
-        stored, d = self.tensors, self.shape[1]
-        left, rank = stored["left"][rows], stored["right"].shape[0]
+        """What `decode_rows` reads, for some rows or all: codes as stored, matrices as float32."""
+        parts = {"decoder": self._read("decoder"), "bias": self._read("bias").view(-1)}
+        if self.state_bits:
+            trellis = self._trellis
+            parts |= trellis | {name: trellis[name][rows] for name in ("starts", "tiers")}
+        else:
+            parts["codes"] = self.tensors["codes"][rows]
+        if "left" in self.tensors:
+            parts["left"] = dequantize(self.tensors["left"][rows], self.tensors.get("left.scale"), self.rank)
+            parts["right"] = self._read("right")
+        return parts
+
+    def _read(self, name: str) -> Tensor:
+        return dequantize(self.tensors[name], self.tensors.get(f"{name}.scale"), self.shape[1])
+
+    @property
+    def rank(self) -> int:
+        """Columns of the low-rank part."""
+        return self.tensors["right"].shape[0] if "right" in self.tensors else 0
+
+    @cached_property
+    def _trellis(self) -> dict[str, Tensor]:
+        """The stream and what it takes to read it."""
+        stored = self.tensors
+        tiers, steps = unpack_tiers(stored["tiers"], self.shape[0]), stored["steps"]
+        gain = dequantize(stored["gain"], stored["gain.scale"], steps.shape[1])
         return {
-            "codes": stored["codes"][rows],
-            "left": dequantize(left, stored.get("left.scale"), rank),
-            "right": dequantize(stored["right"], stored.get("right.scale"), d),
-            "decoder": dequantize(stored["decoder"], stored.get("decoder.scale"), d),
-            "bias": stored["bias"],
+            "stream": stored["codes"],
+            "tiers": tiers,
+            "starts": row_starts(tiers, steps),
+            "book": codebook(self.state_bits),
+            **layout(steps, gain, self.state_bits, stored["decoder"].shape[0]),
         }
 
     @torch.no_grad()
@@ -89,33 +139,48 @@ class CompressedTable:
                 f"ids from {int(flat.min())} to {int(flat.max())} asked of a table with ids 0 to {self.shape[0] - 1}"
             )
         rows = torch.cat(
-            [decode_rows(torch.arange(len(chunk)), **self.parts(chunk)) for chunk in flat.long().split(ROWS_PER_CHUNK)]
+            [decode_rows(torch.arange(len(chunk)), self.parts(chunk)) for chunk in flat.long().split(ROWS_PER_CHUNK)]
         )
         return rows.view(*ids.shape, self.shape[1]).to(ids.device)
 
     def check(self) -> None:
         """Raise ValueError if the tensors are not those of a table of this shape: names, types and sizes."""
-        vocab_size, dim = self.shape
-        rank, m = self.tensors["right"].shape[0], self.tensors["decoder"].shape[0]
-        half = self.tensors["left"].dtype == torch.uint8  # int4, two to a byte
-        shapes = {
-            "codes": (vocab_size, -(-m // 8)),
-            "left": (vocab_size, -(-rank // 2) if half else rank),
-            "left.scale": (1, rank),
-            "right": (rank, dim),
-            "right.scale": (rank, 1),
-            "decoder": (m, dim),
-            "decoder.scale": (m, 1),
-            "bias": (dim,),
-        }
-        for name in ("codes", "left", "right", "decoder", "bias"):
-            if name not in self.tensors:
+        stored, (vocab_size, dim) = self.tensors, self.shape
+        for name in (
+            "codes",
+            "decoder",
+            "bias",
+            *(("tiers", "steps", "gain", "gain.scale") if self.state_bits else ()),
+        ):
+            if name not in stored:
                 raise ValueError(f"no tensor {name!r}")
-        for name, tensor in self.tensors.items():
-            packed = tensor.dtype == torch.uint8 and name in ("right", "decoder")
-            expected = (shapes[name][0], -(-dim // 2)) if packed else shapes[name]
-            if tuple(tensor.shape) != expected:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)} instead of {expected}")
+        m = stored["decoder"].shape[0]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, rows in (("decoder", m), ("right", self.rank), ("bias", 1)):
+            packed = name in stored and stored[name].dtype == torch.uint8  # int4, two to a byte
+            shapes |= {name: (rows, -(-dim // 2) if packed else dim), f"{name}.scale": (rows, 1)}
+        if "left" in stored:
+            half = stored["left"].dtype == torch.uint8
+            shapes |= {"left": (vocab_size, -(-self.rank // 2) if half else self.rank), "left.scale": (1, self.rank)}
+        if stored["bias"].ndim == 1:
+            shapes["bias"] = (dim,)
+        if self.state_bits:
+            if not 1 <= self.state_bits <= MAX_STATE_BITS:
+                raise ValueError(f"state_bits is {self.state_bits}")
+            steps, tiers = stored["steps"], unpack_tiers(stored["tiers"], vocab_size)
+            if steps.ndim != 2 or int(tiers.max()) >= len(steps):
+                raise ValueError(f"rows of tier {int(tiers.max())} and steps of shape {tuple(steps.shape)}")
+            shapes |= {"gain": tuple(steps.shape), "gain.scale": (len(steps), 1), "steps": tuple(steps.shape)}
+            vectors, bits = unpack_steps(steps)
+            if int((vectors.cumsum(1) * (bits > 0)).max()) > m:
+                raise ValueError(f"steps lead beyond the decoder's {m} rows")
+            length = int(bits.sum(1)[tiers.long()].sum())
+            shapes |= {"codes": (LEAD + -(-length // 8),), "tiers": tuple(stored["tiers"].shape)}
+        else:
+            shapes["codes"] = (vocab_size, -(-m // 8))
+        for name, tensor in stored.items():
+            if tuple(tensor.shape) != shapes.get(name):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} instead of {shapes.get(name)}")
 
     @property
     def nbytes(self) -> int:
@@ -135,6 +200,7 @@ class CompressedTable:
             "codec": self.codec,
             "vocab_size": self.shape[0],
             "dim": self.shape[1],
+            "state_bits": self.state_bits,
             "source_sha256": self.source_sha256,
             "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
             "settings": self.settings,
@@ -179,6 +245,7 @@ def load_table(directory: str | Path) -> CompressedTable:
             shape=(int(metadata["vocab_size"]), int(metadata["dim"])),
             tensors=parse_safetensors(content),
             source_sha256=metadata["source_sha256"],
+            state_bits=int(metadata["state_bits"]),
             settings=dict(metadata["settings"]),
             summary=dict(metadata["summary"]),
             versions=dict(metadata["versions"]),

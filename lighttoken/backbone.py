@@ -82,6 +82,11 @@ class Backbone:
         """The input embedding matrix (V, d), float32."""
         return find_embedding(self._load_weights(AutoModel)).weight.detach()
 
+    def encoder(self) -> PreTrainedModel:
+        """The model without a head, in float32; of an encoder-decoder, the encoder."""
+        model = self._load_weights(AutoModel)
+        return model.get_encoder() if model.config.is_encoder_decoder else model
+
     def classifier(self, num_labels: int) -> PreTrainedModel:
         """The model in float32 with a new sentence-classification head, drawn from torch's random state."""
         return self._load_weights(AutoModelForSequenceClassification, num_labels=num_labels)

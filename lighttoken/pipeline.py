@@ -15,6 +15,7 @@ import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -24,6 +25,9 @@ from lighttoken import __version__
 from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, CompressedTable, hash_table, load_table, make_directory
 from lighttoken.backbone import Backbone, find_embedding, swap_embedding
 from lighttoken.codec import Codec, Uncompressed, compress_table
+from lighttoken.codec.lighttoken import LightToken, resolve_device
+from lighttoken.codec.metric import backbone_metric
+from lighttoken.codec.weighting import special_tokens
 from lighttoken.errors import LighttokenError
 from lighttoken.records import Record, find_reference
 from lighttoken.tasks.sentences import SentenceData
@@ -72,7 +76,7 @@ def train(config: DictConfig) -> Record:
         with record.phase("compress"):
             if not isinstance(codec, Uncompressed):
                 compressed, directory, record.artifact_reused = make_artifact(
-                    table, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
+                    table, backbone, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
                 )
                 record.artifact, record.artifact_bytes = str(directory), compressed.nbytes
                 record.compression = compressed.summary
@@ -99,6 +103,8 @@ def train(config: DictConfig) -> Record:
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
     """The trainer with its callbacks. Raises LighttokenError for callbacks that watch rows which are not held out."""
     callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
+    if not loggers:  # it refuses to work without one
+        callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     watched = [str(each.monitor) for each in callbacks if hasattr(each, "monitor")]
     if not config.task.dev_fraction and any(name.startswith("dev/") for name in watched):
         raise LighttokenError(
@@ -124,7 +130,18 @@ def compress(config: DictConfig) -> CompressedTable:
     if (output / METADATA_FILE).exists() and not config.overwrite:
         raise LighttokenError(f"output={output} holds an artifact already; choose another folder or add overwrite=true")
     make_directory(output)  # before the work, not after it
-    compressed = compress_table(backbone.table(), codec, config.ratio, seed=config.seed, progress=config.progress)
+    table = backbone.table()
+    weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
+    compressed = compress_table(
+        table,
+        codec,
+        config.ratio,
+        weights,
+        metric,
+        codec.importance_settings(),
+        seed=config.seed,
+        progress=config.progress,
+    )
     directory = compressed.save(config.output)
     rows = [
         ("model", backbone.label),
@@ -148,7 +165,14 @@ def quiet_libraries(progress: bool) -> None:
 
 
 def make_artifact(
-    table: torch.Tensor, codec: Codec, ratio: float, seed: int, output_dir: str, progress: bool, loggers: list[Logger]
+    table: torch.Tensor,
+    backbone: Backbone,
+    codec: Codec,
+    ratio: float,
+    seed: int,
+    output_dir: str,
+    progress: bool,
+    loggers: list[Logger],
 ) -> tuple[CompressedTable, Path, bool]:
     """The compressed table for these inputs and its artifact: read if it was made before, else made and saved.
 
@@ -160,6 +184,8 @@ def make_artifact(
         hash_table(table),
         codec.name,
         codec.settings(),
+        codec.importance_settings(),
+        backbone.source(),  # weights and metric come from the tokenizer and the model, not from the table alone
         float(ratio),
         seed,
         str(torch.__version__),
@@ -173,9 +199,38 @@ def make_artifact(
             return compressed, directory, True
         except LighttokenError as error:
             log.warning("making the artifact again: %s", error)
-    compressed = compress_table(table, codec, ratio, seed=seed, progress=progress, loggers=loggers)
+    weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
+    told = codec.importance_settings()
+    compressed = compress_table(
+        table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
+    )
     compressed.save(directory)
     return compressed, directory, False
+
+
+def measure_importance(
+    backbone: Backbone, codec: Codec, rows: int, seed: int = 0, progress: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Row weights (V,) and error metric (d, d), or None, as the codec's `prior` and `metric` ask for them."""
+    asks_backbone = isinstance(codec, LightToken) and codec.metric == "backbone"
+    tokenizer = backbone.tokenizer() if asks_backbone or codec.prior in ("wordfreq", "corpus") else None
+    frequencies = codec.frequencies(tokenizer, rows)
+    metric = None
+    if asks_backbone:
+        assert isinstance(codec, LightToken)
+        encoder = backbone.encoder()
+        torch.nn.Module.to(encoder, resolve_device(codec.device))
+        metric = backbone_metric(
+            encoder,
+            find_embedding(encoder),
+            frequencies,
+            special_tokens(tokenizer),
+            sequences=codec.metric_sequences,
+            damping=codec.metric_damping,
+            seed=seed,
+            progress=progress,
+        )
+    return codec.row_weights(frequencies), metric
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 import hashlib
 import json
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lighttoken import CompressedTable, LighttokenError, load_table
-from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
+from lighttoken import CompressedTable, LighttokenError, compress_table, load_table
+from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, TENSORS_FILE, hash_table
+from lighttoken.codec.lighttoken import LightToken
 from lighttoken.packing import pack_bits, quantize
 
 
@@ -115,7 +117,7 @@ def foreign_tensors(folder):
 
 def newer_format(folder):
     metadata = json.loads((folder / METADATA_FILE).read_text())
-    (folder / METADATA_FILE).write_text(json.dumps(metadata | {"format_version": 2}))
+    (folder / METADATA_FILE).write_text(json.dumps(metadata | {"format_version": FORMAT_VERSION + 1}))
 
 
 def change(**values):
@@ -192,3 +194,30 @@ def test_hash_is_of_the_float32_values():
     table = torch.randn(4, 3)
     assert hash_table(table) == hash_table(table.T.contiguous().T)
     assert hash_table(table) != hash_table(table + 1)
+
+
+def shorter(name):
+    def harm(stored):
+        return stored | {name: stored[name][:-1].clone()}
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (shorter("codes"), "codes has shape"),
+        (shorter("tiers"), "tiers"),
+        (shorter("gain"), "gain has shape"),
+        (shorter("decoder"), "lead beyond the decoder's"),
+        (lambda stored: stored | {"steps": stored["steps"][:1].clone()}, "rows of tier"),
+        (lambda stored: {name: each for name, each in stored.items() if name != "tiers"}, "no tensor 'tiers'"),
+    ],
+)
+def test_a_trellis_code_that_does_not_fit_its_table_is_refused(tmp_path, table, harm, message):
+    compressed = compress_table(
+        table * torch.linspace(3, 0.1, 1200).unsqueeze(1), LightToken(state_bits=6, tiers=3), 16.0, progress=False
+    )
+    with pytest.raises(ValueError, match=message):
+        replace(compressed, tensors=harm(compressed.tensors)).check()
+    compressed.check()

@@ -12,6 +12,7 @@ from lighttoken import LighttokenError
 from lighttoken.backbone import Backbone
 from lighttoken.codec import CODECS, Uncompressed
 from lighttoken.codec.lighttoken import LightToken
+from lighttoken.codec.paper import LightTokenPaper
 from lighttoken.configs import check, config_dir, register
 from lighttoken.finetune import FineTuner
 from lighttoken.tasks.sentences import SentenceData
@@ -52,12 +53,14 @@ def test_every_codec_has_the_settings_of_its_python_name(name):
     if name == "none":
         assert isinstance(codec, Uncompressed)
     else:
-        assert codec.settings() == LightToken(**CODECS[name]).settings()
+        default = LightToken() if name == "lighttoken" else LightTokenPaper(**CODECS[name])
+        assert codec.settings() == default.settings()
+        assert codec.importance_settings() == default.importance_settings()
 
 
 @pytest.mark.parametrize("name", names("schedule"))
 def test_every_schedule_reaches_the_autoencoder(name):
-    config = compose(f"schedule={name}")
+    config = compose("codec=lighttoken_paper", f"schedule={name}")
     check(config)
     assert type(instantiate(config.codec).autoencoder.keywords["schedule"]).__name__.lower() == name
 
@@ -110,9 +113,9 @@ def test_compress_composes():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+codec.rnak=3"], "unknown key codec.rnak; did you mean codec.rank?"),
+        (["codec=lighttoken_paper", "+codec.rnak=3"], "unknown key codec.rnak; did you mean codec.rank?"),
         (
-            ["+codec.saturation.treshold=1"],
+            ["codec=lighttoken_paper", "+codec.saturation.treshold=1"],
             "unknown key codec.saturation.treshold; did you mean codec.saturation.threshold?",
         ),
         (["+trainer.max_epoch=3"], "unknown key trainer.max_epoch; did you mean trainer.max_epochs?"),
@@ -121,7 +124,7 @@ def test_compress_composes():
         (["finetune.learning_rate=fast"], "finetune.learning_rate is 'fast'; it must be of type float"),
         (["trainer.max_epochs=1.5"], "trainer.max_epochs is 1.5; it must be of type typing.Optional[int]"),
         (
-            ["codec.matrix_precision=int3"],
+            ["codec=lighttoken_paper", "codec.matrix_precision=int3"],
             "codec.matrix_precision is 'int3'; it must be one of float32, float16, int8, int4",
         ),
         (["finetune.trainable=all"], "finetune.trainable is 'all'; it must be one of frozen, decoder, decoder+factors"),
@@ -130,7 +133,7 @@ def test_compress_composes():
             "task._target_=lighttoken.Nothing cannot be imported; check its spelling",
         ),
         (["task.batch_size=null"], "task.batch_size is None; it must be of type int"),
-        (["codec.rank=true"], "codec.rank is True; it must be of type int | None"),
+        (["codec=svd", "codec.rank=true"], "codec.rank is True; it must be of type int | None"),
     ],
 )
 def test_keys_and_types_are_checked_against_the_classes(overrides, message):
@@ -165,13 +168,14 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
     ("arguments", "message"),
     [
         (["model=bertt"], f"unknown model 'bertt'; choose one of {', '.join(names('model'))}"),
-        (["codec=huffman"], "unknown codec 'huffman'; choose one of lighttoken, none, svd"),
+        (["codec=huffman"], "unknown codec 'huffman'; choose one of lighttoken, lighttoken_paper, none, svd"),
         (["task=sst3"], f"unknown task 'sst3'; choose one of {', '.join(names('task'))}"),
         (["schedule=square"], "unknown schedule 'square'; choose one of cosine, exponential, linear"),
         (["+experiment=nope"], f"unknown experiment 'nope'; choose one of {', '.join(names('experiment'))}"),
         (["experiment=quickstart"], "an experiment is added, not overridden: write +experiment=NAME"),
         (["rato=3"], "unknown key rato; did you mean ratio?"),
-        (["codec.rnak=3"], "unknown key codec.rnak; did you mean codec.rank?"),
+        (["codec.tires=3"], "unknown key codec.tires; did you mean codec.tiers?"),
+        (["codec.prior=books"], "codec.prior is 'books'; it must be one of uniform, zipf, wordfreq, corpus"),
         (
             ["trainer.accumulate_grad_batches=2"],
             "trainer.accumulate_grad_batches is not set so far and is added, not overridden: "
@@ -212,7 +216,7 @@ def test_full_errors_on_demand(command, monkeypatch):
 def test_help_lists_the_groups_and_the_values(command):
     code, out, _ = command("train", "--help")
     assert code == 0
-    for word in ("codec: lighttoken, none, svd", "ratio: 25", "finetune:"):
+    for word in ("codec: lighttoken, lighttoken_paper, none, svd", "ratio: 25", "finetune:"):
         assert word in out
 
 

@@ -9,11 +9,13 @@ from transformers import AutoModel
 
 from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
 from lighttoken.codec.lighttoken import LightToken
+from lighttoken.codec.paper import LightTokenPaper
 from lighttoken.embedding import set_trainable
 from lighttoken.packing import unpack_bits
 
 TRAINER = partial(L.Trainer, max_steps=20, accelerator="cpu", devices=1, log_every_n_steps=20)
-QUICK = LightToken(rank=2, stage_bits=24, batch_size=64, trainer=TRAINER)
+QUICK = LightTokenPaper(rank=2, stage_bits=24, batch_size=64, trainer=TRAINER)
+TRELLIS = LightToken(state_bits=6)
 
 
 @pytest.fixture
@@ -22,17 +24,29 @@ def coded(table):
     return compress_table(table, QUICK, 6.0, progress=False)
 
 
+@pytest.fixture
+def trellis(table):
+    """With a trellis code of several tiers."""
+    table = table * torch.linspace(3, 0.1, len(table)).unsqueeze(1)
+    compressed = compress_table(table, TRELLIS, 16.0, progress=False)
+    assert len(compressed.tensors["steps"]) > 1
+    return compressed
+
+
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 2, 2)])
-def test_looks_up_the_rows_of_the_compressed_table(coded, shape):
-    ids = torch.randint(1200, shape)
-    torch.testing.assert_close(CompressedEmbedding(coded)(ids), coded.decode(ids))
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_looks_up_the_rows_of_the_compressed_table(request, codec, shape):
+    ids, compressed = torch.randint(1200, shape), request.getfixturevalue(codec)
+    torch.testing.assert_close(CompressedEmbedding(compressed)(ids), compressed.decode(ids))
 
 
-def test_weight_is_the_decoded_table(coded):
-    torch.testing.assert_close(CompressedEmbedding(coded).weight, coded.decode())
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_weight_is_the_decoded_table(request, codec):
+    compressed = request.getfixturevalue(codec)
+    torch.testing.assert_close(CompressedEmbedding(compressed).weight, compressed.decode())
 
 
-@pytest.mark.parametrize("codec", ["svd", QUICK])
+@pytest.mark.parametrize("codec", ["svd", QUICK, TRELLIS])
 def test_swapping_equals_overwriting_the_table(make_model, architecture, codec):
     model = make_model(architecture)
     compressed = compress_table(model.get_input_embeddings().weight, codec, 2.0, progress=False)
@@ -49,15 +63,18 @@ def test_swapping_equals_overwriting_the_table(make_model, architecture, codec):
 
 
 @pytest.mark.parametrize(
-    ("trainable", "moving"),
+    ("codec", "trainable", "moving"),
     [
-        ("frozen", set()),
-        ("decoder", {"decoder", "bias"}),
-        ("decoder+factors", {"decoder", "bias", "left", "right"}),
+        ("coded", "frozen", set()),
+        ("coded", "decoder", {"decoder", "bias"}),
+        ("coded", "decoder+factors", {"decoder", "bias", "left", "right"}),
+        ("trellis", "frozen", set()),
+        ("trellis", "decoder", {"decoder", "bias"}),
+        ("trellis", "decoder+factors", {"decoder", "bias", "gain"}),
     ],
 )
-def test_a_training_step_moves_what_is_trainable_and_nothing_else(coded, trainable, moving):
-    model = nn.Sequential(CompressedEmbedding(coded), nn.Linear(32, 1))
+def test_a_training_step_moves_what_is_trainable_and_nothing_else(request, codec, trainable, moving):
+    model = nn.Sequential(CompressedEmbedding(request.getfixturevalue(codec)), nn.Linear(32, 1))
     set_trainable(model[0], trainable)
     before = copy.deepcopy(model[0].state_dict())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
@@ -105,12 +122,13 @@ def test_autocast_does_not_round_the_rows(coded):
         assert embedding(ids).dtype == torch.float32
 
 
-def test_state_dict_and_deep_copy_keep_every_row(coded):
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_state_dict_and_deep_copy_keep_every_row(request, codec):
+    coded = request.getfixturevalue(codec)
     embedding = CompressedEmbedding(coded)
     fresh = CompressedEmbedding(coded)
-    for parameter in fresh.parameters():
-        nn.init.zeros_(parameter)
-    fresh.codes.zero_()
+    for tensor in (*fresh.parameters(), *fresh.buffers()):
+        nn.init.zeros_(tensor)
     fresh.load_state_dict(embedding.state_dict())
     assert torch.equal(fresh.weight, embedding.weight)
     assert torch.equal(copy.deepcopy(embedding).weight, embedding.weight)
@@ -118,7 +136,7 @@ def test_state_dict_and_deep_copy_keep_every_row(coded):
 
 def test_repr_tells_the_shape_and_the_ratio(coded):
     bits = coded.summary["bits_per_row"]
-    expected = f"CompressedEmbedding(1200, 32, rank=2, bits={bits}, ratio={coded.ratio:.1f})"
+    expected = f"CompressedEmbedding(1200, 32, ratio={coded.ratio:.1f}, bits_per_row={bits:.1f})"
     assert repr(CompressedEmbedding(coded)) == expected
 
 

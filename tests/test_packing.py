@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError
-from lighttoken.codec.budget import PRECISION_ERROR
+from lighttoken.codec.paper_budget import PRECISION_ERROR
 from lighttoken.packing import dequantize, pack_bits, quantize, stored_bytes, unpack_bits
 
 

@@ -13,12 +13,13 @@ from lighttoken import load_table
 from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
 
 QUICK = [
-    "codec.trainer.max_steps=20",
-    "codec.batch_size=64",
-    "codec.stage_bits=16",
+    "codec.state_bits=6",
+    "codec.prior=zipf",
+    "codec.metric_sequences=32",
     "ratio=2.5",
     "trainer.max_epochs=1",
 ]
+PAPER = ["codec=lighttoken_paper", "codec.trainer.max_steps=20", "codec.batch_size=64", "codec.stage_bits=16"]
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def train(command, checkpoint, sst2):
         before = set(Path().glob("outputs/runs/*"))
         path = checkpoint(architecture)
         data = ["task=sst2", f"task.data_dir={sst2}", f"model.path={path}", "trainer.accelerator=cpu", "progress=false"]
-        settings = [entry for entry in QUICK if "codec=none" not in arguments or not entry.startswith("codec.")]
+        other = any(entry.startswith("codec=") for entry in arguments)
+        settings = [entry for entry in QUICK if not (other and entry.startswith("codec."))]
         got, out, err = command("train", *data, *settings, *arguments)
         assert got == code, err
         (folder,) = set(Path().glob("outputs/runs/*")) - before
@@ -68,7 +70,7 @@ def test_a_run_leaves_exactly_these_files(train, architecture):
 
 
 def test_the_curves_of_both_modules_are_in_the_csv(train):
-    _, record, folder = train("trainer.log_every_n_steps=2")
+    _, record, folder = train(*PAPER, "trainer.log_every_n_steps=2")
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     expected = {
         "stage1/loss",
@@ -148,6 +150,12 @@ def test_a_failed_run_is_recorded_with_its_error(train):
     _, record, _ = train("ratio=5000", code=2)
     assert record["status"] == "failed"
     assert "ratio 5000 cannot be met" in record["error"]
+
+
+def test_a_run_needs_no_logger(train):
+    _, record, folder = train("logger=none")
+    assert record["status"] == "done"
+    assert not (folder / "metrics.csv").exists()
 
 
 def test_early_stopping_watches_held_out_rows(train):

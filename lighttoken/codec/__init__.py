@@ -1,7 +1,7 @@
 """Codecs: methods that turn a table into a compressed table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CODECS: dict[str, dict[str, Any]] = {  # what each name changes of LightToken's defaults, as conf/codec/NAME.yaml does
     "lighttoken": {},
+    "lighttoken_paper": {},
     "svd": {"name": "svd", "stage_bits": 0, "coefficient_precision": "float16", "matrix_precision": "float16"},
 }
 
@@ -33,12 +34,22 @@ class Codec(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def prior(self) -> str: ...
+
+    def frequencies(self, tokenizer: Any, rows: int) -> Tensor: ...
+
+    def row_weights(self, frequencies: Tensor) -> Tensor: ...
+
     def settings(self) -> dict[str, Any]: ...
+
+    def importance_settings(self) -> dict[str, Any]: ...
 
     def compress(
         self,
         table: Tensor,
         weights: Tensor,
+        metric: Tensor | None,
         ratio: float,
         empty: CompressedTable,
         progress: bool,
@@ -51,6 +62,8 @@ def compress_table(
     codec: "str | Codec" = "lighttoken",
     ratio: float = 25.0,
     weights: Tensor | None = None,
+    metric: Tensor | None = None,
+    importance: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: bool = True,
     loggers: "Sequence[Logger]" = (),
@@ -58,8 +71,12 @@ def compress_table(
     """Compress a table (V, d) so that V * d * 4 bytes over the bytes of the artifact's files is at least `ratio`.
 
     `codec` is a name out of `CODECS`, with that codec's default settings, or a codec; `weights` (V,) says how much each
-    row matters (any positive numbers; None: all the same). The same arguments on the same machine give the same
-    bytes. The caller's random state is left as it was. Lightning `loggers` receive the codec's curves.
+    row matters (any positive numbers; None: all the same), `metric` (d, d), symmetric, how much each direction of
+    an error e does, e @ metric @ e (None: Euclidean; `lighttoken` alone uses it). `importance` is kept in the artifact
+    and says how the two were made. A table alone tells nothing of either: a codec's own `prior` and `metric` need the
+    backbone, and `python -m lighttoken.compress` or `lighttoken.measure_importance` to be followed. The same arguments
+    on the same machine give the same bytes. The caller's random state is left as it was. Lightning `loggers` receive
+    the codec's curves.
 
     Raises LighttokenError for an unknown codec, a table that is not a finite matrix, a ratio that is not above 1 or
     cannot be met, and weights that do not fit the table.
@@ -67,23 +84,24 @@ def compress_table(
     if isinstance(codec, str):
         if codec not in CODECS:
             raise LighttokenError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}")
-        from lighttoken.codec.lighttoken import LightToken  # brings in Lightning
-
-        codec = LightToken(**CODECS[codec])
+        codec = _default_codec(codec)
     table = _checked_table(table)
     weights = _checked_weights(weights, len(table))
+    metric = _checked_metric(metric, table.shape[1])
     if not (math.isfinite(ratio) and ratio > 1):
         raise LighttokenError(f"ratio {ratio:g} does not compress: it must be above 1, for example ratio=25")
+    told = {"prior": "given" if bool((weights != 1).any()) else "uniform"}
+    told |= {"metric": "euclidean" if metric is None else "given"}
     empty = CompressedTable(
         codec=codec.name,
         shape=(table.shape[0], table.shape[1]),
         tensors={},
         source_sha256=hash_table(table),
-        settings=codec.settings() | {"ratio": float(ratio), "seed": seed, "weighted": bool((weights != 1).any())},
+        settings=codec.settings() | {"ratio": float(ratio), "seed": seed, "importance": dict(importance or told)},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        compressed = codec.compress(table, weights, float(ratio), empty, progress, loggers)
+        compressed = codec.compress(table, weights, metric, float(ratio), empty, progress, loggers)
     if not math.isfinite(compressed.summary["nmse"]):
         raise LighttokenError(
             f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores "
@@ -91,6 +109,16 @@ def compress_table(
         )
     assert compressed.ratio >= ratio, f"{codec.name} was asked for {ratio}x and wrote {compressed.ratio}x"
     return compressed
+
+
+def _default_codec(name: str) -> Codec:
+    if name == "lighttoken":
+        from lighttoken.codec.lighttoken import LightToken
+
+        return LightToken(**CODECS[name])
+    from lighttoken.codec.paper import LightTokenPaper  # brings in Lightning
+
+    return LightTokenPaper(**CODECS[name])
 
 
 def _checked_table(table: Tensor) -> Tensor:
@@ -107,6 +135,21 @@ def _checked_table(table: Tensor) -> Tensor:
             f"{int(bad_rows[0])}; repair the checkpoint before compressing it"
         )
     return table
+
+
+def _checked_metric(metric: Tensor | None, dim: int) -> Tensor | None:
+    if metric is None:
+        return None
+    if metric.shape != (dim, dim):
+        raise LighttokenError(
+            f"the metric has shape {tuple(metric.shape)}, a table of width {dim} needs ({dim}, {dim})"
+        )
+    metric = metric.double().cpu()
+    if not torch.allclose(metric, metric.T, rtol=1e-4, atol=1e-6 * float(metric.abs().max())):
+        raise LighttokenError("the metric is not symmetric; pass (metric + metric.T) / 2")
+    if not float(torch.linalg.eigvalsh(metric)[-1]) > 0:
+        raise LighttokenError("the metric has no positive eigenvalue; pass None for the Euclidean distance")
+    return metric
 
 
 def _checked_weights(weights: Tensor | None, rows: int) -> Tensor:

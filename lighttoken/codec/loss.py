@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -28,3 +29,30 @@ def reconstruction_loss(x: Tensor, y: Tensor, weights: Tensor, angular_weight: f
     angular = 2 * (weights * (norms - dot)).mean()
     cosine = (weights * dot / norms.clamp_min(1e-12)).mean()
     return ReconstructionLoss(magnitude + angular_weight * angular, magnitude, angular, cosine)
+
+
+def weighted_error(table: Tensor, reconstruction: Tensor, weights: Tensor) -> float:
+    """Mean squared error over all entries, rows weighted by weights (V,) of mean 1."""
+    return float((weights * (table - reconstruction).square().mean(1)).mean())
+
+
+def table_variance(table: Tensor) -> float:
+    """Variance of all entries, at least the smallest normal number."""
+    return max(float(table.var()), torch.finfo(torch.float32).tiny)
+
+
+def table_errors(table: Tensor, rows: Tensor, weights: Tensor) -> dict[str, float]:
+    """The errors that an artifact's summary tells, of the rows (V, d) that it decodes to.
+
+    Mean squared errors are over the variance of the table's entries. `rarest_nmse` is that of the tenth of the rows
+    that have the smallest weights (V,).
+    """
+    variance = table_variance(table)
+    errors = (table - rows).square().mean(1) / variance
+    rarest = weights.argsort(stable=True)[: max(1, len(table) // 10)]
+    return {
+        "nmse": round(float(errors.mean()), 6),
+        "weighted_nmse": round(float((weights * errors).mean()), 6),
+        "rarest_nmse": round(float(errors[rarest].mean()), 6),
+        "cosine": round(float(torch.cosine_similarity(table, rows, dim=1).mean()), 6),
+    }

@@ -34,9 +34,15 @@ class SentenceData(L.LightningDataModule):
         eval_batch_size: int = 64,
         max_length: int = 128,
         dev_fraction: float = 0.0,
+        train_rows: int | None = None,
     ):
-        """Lengths are in tokens, `metrics` map the name of a score to a torchmetrics Metric of class predictions."""
+        """Lengths are in tokens, `metrics` map the name of a score to a torchmetrics Metric of class predictions.
+
+        `train_rows` keeps so many training rows, those first in an order of hashes of their text, for shorter runs.
+        """
         super().__init__()
+        if train_rows is not None and train_rows < 1:
+            raise LighttokenError(f"task.train_rows is {train_rows}; it must be 1 or above, or null for all rows")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
         for key, value in sizes.items():
             if value < 1:
@@ -44,7 +50,7 @@ class SentenceData(L.LightningDataModule):
         self.tokenizer, self.name, self.text_columns = tokenizer, name, list(text_columns)
         self.num_labels, self.metrics = num_labels, dict(metrics)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.max_length, self.dev_fraction = max_length, dev_fraction
+        self.max_length, self.dev_fraction, self.train_rows = max_length, dev_fraction, train_rows
         self.splits: dict[str, Dataset] = {}
 
     def read_splits(self) -> DatasetDict:
@@ -87,6 +93,11 @@ class SentenceData(L.LightningDataModule):
                     f"the split {split!r} of task={self.name} lacks the column {', '.join(sorted(missing))}; "
                     f"found {', '.join(raw[split].column_names)}"
                 )
+        if self.train_rows is not None and self.train_rows < len(raw["train"]):
+            texts = zip(*(raw["train"][column] for column in self.text_columns), strict=True)
+            places = [position("rows " + " ".join(each)) for each in texts]
+            kept = sorted(range(len(places)), key=places.__getitem__)[: self.train_rows]
+            raw["train"] = raw["train"].select(sorted(kept))
         splits = {
             name: rows.map(
                 _tokenize,
@@ -119,7 +130,12 @@ class SentenceData(L.LightningDataModule):
 
 def in_share(text: str, share: float) -> bool:
     """Whether a text falls into a share (0 to 1) of all texts: the same answer on every machine and in every order."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
+    return position(text) < share
+
+
+def position(text: str) -> float:
+    """A place of a text in [0, 1] that only depends on the text: the same in every data set and on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def _tokenize(

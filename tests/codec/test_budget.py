@@ -2,97 +2,123 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError
-from lighttoken.codec.budget import CODE_EFFICIENCY, plan_budget, predict_error, split_bits
+from lighttoken.codec.budget import (
+    assign_tiers,
+    deal_steps,
+    plan_budget,
+    reverse_water_filling,
+    trellis_distortion,
+)
+from lighttoken.trellis import unpack_steps
 
 
-def by_bisection(spectrum: list[float], bits: float) -> float:
-    """Reverse water-filling by searching for the level: sum over directions of min(level, variance)."""
-    low, high = 0.0, max(spectrum)
-    for _ in range(200):
-        level = (low + high) / 2
-        spent = sum(max(0.0, 0.5 * torch.log2(torch.tensor(v / level)).item()) for v in spectrum if v > 0)
-        low, high = (level, high) if spent > bits else (low, level)
-    return sum(min(high, v) for v in spectrum)
+def test_reverse_water_filling_by_hand():
+    # Variances 4 and 1. At 1 bit, only the first is coded: 4 * 2 ** -2 = 1, level with the second.
+    error, rates = reverse_water_filling(torch.tensor([4.0, 1.0]), 1.0)
+    assert error == pytest.approx(2.0)
+    assert rates.tolist() == pytest.approx([1.0, 0.0])
+    # At 3 bits both are, down to a level of 2 * 2 ** -3.
+    error, rates = reverse_water_filling(torch.tensor([1.0, 4.0]), 3.0)
+    assert error == pytest.approx(2 * 0.25)
+    assert rates.tolist() == pytest.approx([1.0, 2.0])
+    # White: the one-dimensional bound, four times.
+    error, rates = reverse_water_filling(torch.full((4,), 9.0), 8.0)
+    assert error == pytest.approx(4 * 9 * 2**-4)
+    assert rates.tolist() == pytest.approx([2.0] * 4)
 
 
-@pytest.mark.parametrize("m", [8, 24, 64])
-def test_prediction_is_reverse_water_filling(m):
-    spectrum = [4.0, 2.0, 1.0, 0.25, 0.01]
-    expected = by_bisection(spectrum, CODE_EFFICIENCY * m)
-    assert predict_error(torch.tensor(spectrum), 0, m, "int4") == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize("bits", [0.0, 5.0, 40.0])
+def test_reverse_water_filling_spends_its_bits_down_to_one_level(bits):
+    spectrum = torch.linspace(3, 0.01, 50)
+    error, rates = reverse_water_filling(spectrum, bits)
+    assert float(rates.sum()) == pytest.approx(bits, abs=1e-9)
+    left = spectrum.double() * 2 ** (-2 * rates)
+    coded = left[rates > 0]
+    assert error == pytest.approx(float(left.sum()))
+    if bits:
+        torch.testing.assert_close(coded, coded[:1].expand_as(coded))
+        assert float(left.max()) <= float(coded[0]) * (1 + 1e-9)
 
 
-def test_prediction_by_hand():
-    # Variances 4 and 1, b ideal bits. Both coded: level 2 * 2 ** -b each. One bit lowers 4 to 1 and leaves 1 alone.
-    bits = 4 * CODE_EFFICIENCY
-    assert predict_error(torch.tensor([4.0, 1.0]), 0, 4, "int8") == pytest.approx(2 * 2 * 2**-bits)
-    one_bit = 1 / CODE_EFFICIENCY
-    assert predict_error(torch.tensor([4.0, 1.0]), 0, one_bit, "int8") == pytest.approx(2.0)
+def test_tiers_rise_with_importance_and_part_what_lies_apart():
+    importance = torch.tensor([1.0, 1.1, 100.0, 0.9, 110.0, 1e4])
+    assert assign_tiers(importance, 3).tolist() == [0, 0, 1, 0, 1, 2]
+    assert assign_tiers(importance, 1).tolist() == [0] * 6
+    many = assign_tiers(torch.rand(1000).exp(), 8)
+    assert many.dtype == torch.uint8
+    assert int(many.max()) == 7
 
 
-def test_exact_factors_take_their_directions_away():
-    spectrum = torch.tensor([4.0, 2.0, 1.0])
-    assert predict_error(spectrum, 2, 0, "float32") == pytest.approx(1.0)
-    assert predict_error(spectrum, 3, 0, "int4") == pytest.approx(0.013 * 7)
+def test_rows_without_energy_are_in_the_lowest_tier():
+    importance = torch.cat([torch.zeros(50), torch.rand(50) + 1])
+    assert int(assign_tiers(importance, 4)[:50].max()) == 0
 
 
-@pytest.mark.parametrize(("m", "most"), [(400, 112), (104, 112), (8, 112), (112, 112), (120, 112), (40, 12), (16, 4)])
-def test_stages_share_whole_bytes_evenly(m, most):
-    stages = split_bits(m, most)
-    assert sum(stages) == m
-    assert all(stage % 8 == 0 and 0 < stage <= max(most, 8) for stage in stages)
-    assert max(stages) - min(stages) <= 8
+@pytest.mark.parametrize("most", [0.3, 1.0, 3.0, 7.0])
+def test_steps_spend_the_bits_of_the_rates_in_order(most):
+    rates = torch.linspace(most, 0, 96)
+    steps = deal_steps(rates, 12)
+    assert all(vector in (1, 2, 4, 8) and 0 <= k <= 8 for vector, k in steps)
+    assert sum(k for _, k in steps) == pytest.approx(float(rates.sum()), abs=1.5)
+    covered = 0
+    for vector, k in steps:
+        assert k == pytest.approx(float(rates[covered : covered + vector].sum()), abs=1.01)
+        covered += vector
+    assert covered <= 96
 
 
-def plan(ratio: float, **changes):
-    settings = {
-        "spectrum": torch.linspace(2, 0.1, 16),
-        "ratio": ratio,
-        "table_bytes": 1000 * 16 * 4,
-        "measure": lambda k, m: 300 + 500 * k + (125 + 16) * m,
-        "rank": None,
-        "stage_bits": 16,
-        "coefficient_precision": "int4",
-    }
-    return plan_budget(**(settings | changes))
+def test_no_rate_is_no_step():
+    assert deal_steps(torch.zeros(20), 12) == []
 
 
-def test_stages_that_take_words_to_describe_are_counted():
-    chosen = plan(5, measure=lambda k, m: 300 + 500 * k + 141 * m + 900 * len(split_bits(m, 16)))
-    spent = 300 + 500 * chosen.rank + 141 * sum(chosen.stages) + 900 * len(chosen.stages)
-    assert spent <= 12800
+@pytest.mark.parametrize(
+    ("rate", "measured"), [(0.25, 0.735), (1.0, 0.284), (2.0, 0.078), (4.0, 0.0072), (6.0, 0.0006)]
+)
+def test_the_distortion_is_about_what_was_measured(rate, measured):
+    assert float(trellis_distortion(torch.tensor(rate), 12)) == pytest.approx(measured, rel=0.1)
+    assert float(trellis_distortion(torch.tensor(0.0), 12)) == 1.0
+    assert trellis_distortion(torch.tensor(rate), 8) > trellis_distortion(torch.tensor(rate), 12)
 
 
-@pytest.mark.parametrize("rank", [-1, 17])
-def test_a_rank_outside_the_table_is_refused(rank):
-    with pytest.raises(LighttokenError, match=f"rank {rank} is not between 0 and the table's width 16"):
-        plan(5, rank=rank)
+@pytest.fixture
+def coordinates():
+    return torch.randn(4000, 24) * torch.linspace(2, 0.1, 24) * (torch.rand(4000, 1) + 0.2)
 
 
-def test_a_table_too_small_to_compress_says_so():
-    with pytest.raises(LighttokenError, match="has 1428; the table is too small to compress"):
-        plan(2, table_bytes=1000)
+def spent(plan):
+    bits = unpack_steps(plan.steps)[1].sum(1)
+    return int(bits[plan.tiers.long()].sum())
 
 
-@pytest.mark.parametrize("ratio", [2, 5, 10, 20])
-def test_the_plan_fits_and_one_byte_a_row_more_would_not(ratio):
-    chosen = plan(ratio)
-    measured = 300 + 500 * chosen.rank + 141 * sum(chosen.stages)
-    assert measured <= 64000 / ratio
-    assert measured + 8 * 141 > 64000 / ratio or sum(chosen.stages) == 8 * 16
+@pytest.mark.parametrize("ratio", [4, 8, 16, 32])
+def test_a_plan_fits_its_budget_and_uses_it(coordinates, ratio):
+    budget = coordinates.numel() * 4 // ratio
+    plan = plan_budget(coordinates, torch.ones(4000), ratio, overhead=1000, state_bits=12)
+    assert plan.nbytes <= budget
+    assert plan.nbytes > 0.97 * budget
+    assert spent(plan) / 8 < budget
 
 
-def test_a_given_rank_is_kept():
-    assert plan(5, rank=3).rank == 3
+def test_heavy_rows_get_more_bits(coordinates):
+    weights = torch.ones(4000)
+    weights[:400] = 50
+    weights /= weights.mean()
+    plan = plan_budget(coordinates, weights, 12.0, overhead=1000, state_bits=12)
+    bits = unpack_steps(plan.steps)[1].sum(1)[plan.tiers.long()].float()
+    assert float(bits[:400].mean()) > 1.5 * float(bits[400:].mean())
 
 
-def test_no_stages_means_the_largest_rank_that_fits():
-    chosen = plan(20, stage_bits=0)
-    assert (chosen.rank, chosen.stages) == (5, ())
+def test_the_plan_keeps_to_what_it_is_told(coordinates):
+    plan = plan_budget(coordinates, torch.ones(4000), 12.0, 1000, 12, tiers=3, precision="int8")
+    assert (len(plan.steps), plan.precision) == (3, "int8")
 
 
-def test_a_ratio_out_of_reach_names_the_range():
-    with pytest.raises(LighttokenError, match=r"ratio 100 cannot .*640 of 64000 bytes.*1428; .* up to 44\.8"):
-        plan(100)
-    with pytest.raises(LighttokenError, match=r"at rank 9.* up to 10\.7"):
-        plan(100, rank=9)
+def test_a_budget_that_is_too_small_names_the_reachable_ratio(coordinates):
+    with pytest.raises(LighttokenError, match=r"cannot be met: .* choose a ratio above 1 and up to \d"):
+        plan_budget(coordinates, torch.ones(4000), 350.0, overhead=1000, state_bits=12)
+
+
+@pytest.mark.parametrize("state_bits", [1, 2, 5, 8])
+def test_steps_leave_the_state_some_memory(state_bits):
+    steps = deal_steps(torch.linspace(9, 0, 40), state_bits)
+    assert max(k for _, k in steps) == max(1, state_bits * 2 // 3)

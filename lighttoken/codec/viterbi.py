@@ -1,0 +1,62 @@
+"""The search of the trellis code: for each row, the bits whose coefficients lie nearest to its own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+WORK_SPACE = 2**19  # path costs held at a time, (states, rows): enough to keep two cores busy, small enough for a cache
+
+
+def search(targets: Sequence[Tensor], books: Sequence[Tensor], bits: Sequence[int], state_bits: int) -> Tensor:
+    """States (n, steps) int32 of least squared error, by dynamic programming (Viterbi 1967).
+
+    Step j chooses a row of books[j] (2 ** state_bits, v) for targets[j] (n, v). The state s moves to
+    (s << bits[j] | new bits) modulo 2 ** state_bits; it starts at 0. Time grows with n * steps * 2 ** state_bits.
+    """
+    states = 1 << state_bits
+    norms = [book.square().sum(1, keepdim=True) for book in books]
+    factors = [-2 * book for book in books]
+    chunk = max(16, WORK_SPACE // states)
+    found = [
+        _search_chunk([target.T.contiguous() for target in chunks], factors, norms, bits, state_bits)
+        for chunks in zip(*(target.split(chunk) for target in targets), strict=True)
+    ]
+    return torch.cat(found)
+
+
+def _search_chunk(
+    targets: list[Tensor], factors: list[Tensor], norms: list[Tensor], bits: Sequence[int], state_bits: int
+) -> Tensor:
+    states, rows = 1 << state_bits, targets[0].shape[1]
+    cost = targets[0].new_full((states, rows), torch.inf)  # rows last: then every operation runs along memory
+    cost[0] = 0
+    origins = []
+    for target, factor, norm, k in zip(targets, factors, norms, bits, strict=True):
+        arrivals = cost.view(1 << k, states >> k, rows)  # a state is reached from those that differ in the top k bits
+        if k <= 2:
+            best, origin = torch.minimum(arrivals[0], arrivals[1]), (arrivals[1] < arrivals[0]).to(torch.uint8)
+            for j in range(2, 1 << k):
+                origin.masked_fill_(arrivals[j] < best, j)
+                best = torch.minimum(best, arrivals[j])
+        else:  # the same, for many
+            best, indices = arrivals.min(0)
+            origin = indices.to(torch.int16)
+        origins.append(origin)
+        cost = torch.addmm(norm, factor, target)  # squared distance, less the part that is the same for all states
+        cost.view(states >> k, 1 << k, rows).add_(best.unsqueeze(1))
+    state = cost.argmin(0)
+    path = [state]
+    for origin, k in zip(reversed(origins), reversed(bits), strict=True):
+        before = state >> k
+        state = before | origin.gather(0, before.unsqueeze(0)).squeeze(0).long() << (state_bits - k)
+        path.append(state)
+    return torch.stack(path[-2::-1], 1).int()  # without the state before the first step
+
+
+def new_bits(states: Tensor, bits: Sequence[int]) -> Tensor:
+    """The bits (n, sum(bits)) uint8 that states (n, steps) read, in the order of the stream."""
+    columns = [
+        (states[:, step, None] >> torch.arange(k - 1, -1, -1, device=states.device)) & 1 for step, k in enumerate(bits)
+    ]
+    return torch.cat(columns, 1).to(torch.uint8)

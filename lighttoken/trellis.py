@@ -1,0 +1,121 @@
+"""The trellis code: how a stream of bits becomes the coefficients of a row. Decoding only; the search is the codec's.
+
+A row of tier t is a string of bits, read by a window of `state_bits` bits that moves on by k bits per step. What the
+window shows, a state, is looked up in a codebook and gives the next v coefficients, up to a gain:
+
+    coefficients = gain[t, step] * codebook[state, :v]
+
+Steps are listed by falling variance of their coefficients and read from the last to the first: what a row's first bits
+can choose among is little, and there it does least harm.
+
+Each bit takes part in several states, so that k bits choose well among far more than 2^k vectors (Marcellin and
+Fischer 1990; the bit-shift trellis with a computed codebook is that of QTIP, Tseng et al., NeurIPS 2024). The windows
+of a row do not wait for each other: any coefficient of any row is read on its own.
+"""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+MAX_VECTOR = 8  # most coefficients of a step
+MAX_STATE_BITS = 16  # a window then lies within three bytes, wherever it starts
+MAX_TIERS = 16  # a tier is half a byte before it is deflated
+LEAD = 2  # zero bytes before the stream, so that three bytes can be read at its start
+
+
+def codebook(state_bits: int) -> Tensor:
+    """The vectors of all states, (2 ** state_bits, 8) float32: computed, so that nothing is stored.
+
+    Each number is the standard normal quantile of a hash of its place (the 32-bit finalizer of MurmurHash3).
+    """
+    x = torch.arange(2**state_bits * MAX_VECTOR) + 1
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return torch.special.ndtri((x.double() + 0.5) / 2**32).float().view(-1, MAX_VECTOR)
+
+
+def pack_step(vector: int, bits: int) -> int:
+    """One byte of the plan: v coefficients (1, 2, 4 or 8) for k bits (0 to 15); of 0 bits, they stay 0."""
+    return (vector.bit_length() - 1) << 4 | bits
+
+
+def unpack_steps(steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo `pack_step` for (T, n) uint8: vector sizes and bits, both (T, n) int64."""
+    return 1 << (steps >> 4).long(), (steps & 15).long()
+
+
+def pack_tiers(tiers: Tensor) -> Tensor:
+    """Tiers (V,) uint8 below 16 as bytes: two to a byte, then deflate, which gains from runs of ids that are alike."""
+    even = torch.nn.functional.pad(tiers.cpu(), (0, len(tiers) % 2)).view(-1, 2)
+    content = (even[:, 0] | even[:, 1] << 4).numpy().tobytes()
+    return torch.frombuffer(bytearray(zlib.compress(content, 9)), dtype=torch.uint8)
+
+
+def unpack_tiers(packed: Tensor, rows: int) -> Tensor:
+    """Undo `pack_tiers`: tiers (rows,) uint8. Raises ValueError if the bytes are not those of so many rows."""
+    try:
+        content = zlib.decompress(packed.cpu().numpy().tobytes())
+    except zlib.error as error:
+        raise ValueError(f"tiers: {error}") from error
+    if len(content) != -(-rows // 2):
+        raise ValueError(f"tiers of {2 * len(content)} rows instead of {rows}")
+    pairs = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return torch.stack([pairs & 15, pairs >> 4], 1).flatten()[:rows]
+
+
+def row_starts(tiers: Tensor, steps: Tensor) -> Tensor:
+    """Where each row's bits start in the stream, (V,) int64, for tiers (V,): rows lie in the order of their ids."""
+    lengths = unpack_steps(steps)[1].sum(1)[tiers.long()]
+    return lengths.cumsum(0) - lengths
+
+
+def layout(steps: Tensor, gain: Tensor, state_bits: int, rank: int) -> dict[str, Tensor]:
+    """Where each coefficient of each tier is read, from steps and gains (T, n): four tensors (T, rank).
+
+    `position`: of the window's end, in bits from the row's start; `mask`: of the bits that belong to the row's
+    state; `component`: of the state's vector; `gain`: 0 for a coefficient that the tier has no bits for.
+    """
+    vectors, bits = unpack_steps(steps)
+    read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits
+    shape = (len(steps), rank)
+    position, component = torch.ones(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
+    gains = torch.zeros(shape)
+    for tier, repeats in enumerate(vectors):  # trailing bytes of 0, in tiers of few steps, may lead beyond the rank
+        first = (repeats.cumsum(0) - repeats).repeat_interleave(repeats)[:rank]
+        n = len(first)
+        position[tier, :n] = read[tier].repeat_interleave(repeats)[:rank].clamp_min(1).int()
+        component[tier, :n] = (torch.arange(n) - first).int()
+        gains[tier, :n] = torch.where(bits[tier] > 0, gain[tier], 0).repeat_interleave(repeats)[:rank]
+    mask = (1 << position.clamp_max(state_bits)) - 1
+    return {"position": position, "mask": mask.int(), "component": component, "gain": gains}
+
+
+def read_coefficients(
+    stream: Tensor,
+    starts: Tensor,
+    tiers: Tensor,
+    position: Tensor,
+    mask: Tensor,
+    component: Tensor,
+    gain: Tensor,
+    book: Tensor,
+) -> Tensor:
+    """Coefficients (n, rank) of rows that start at bits starts (n,) of a stream of bytes and have tiers (n,).
+
+    The first bit of the stream is the highest of byte `LEAD`. Differentiable in the gains and the codebook.
+    """
+    tiers = tiers.long()
+    last = starts.unsqueeze(1) + position[tiers] - 1  # of the window
+    byte = (last >> 3) + LEAD
+    window = (stream[byte - 2].int() << 16) | (stream[byte - 1].int() << 8) | stream[byte].int()
+    state = (window >> (7 - (last & 7))) & mask[tiers]
+    return book.flatten()[state * MAX_VECTOR + component[tiers]] * gain[tiers]
+
+
+def pack_stream(bits: Tensor) -> Tensor:
+    """Bits (N,), 0 or 1, as the bytes that `read_coefficients` reads."""
+    padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8)).view(-1, 8)
+    weights = 1 << torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    packed = (padded * weights).sum(1, dtype=torch.uint8)
+    return torch.cat([packed.new_zeros(LEAD), packed])
