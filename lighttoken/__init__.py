@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lighttoken.artifact import CompressedTable, load_table
     from lighttoken.backbone import swap_embedding
-    from lighttoken.codec import compress_table
+    from lighttoken.codec import compress_table, compress_to_quality
     from lighttoken.embedding import CompressedEmbedding
     from lighttoken.errors import LighttokenError
     from lighttoken.pipeline import measure_importance
@@ -18,6 +18,7 @@ __all__ = [
     "CompressedTable",
     "LighttokenError",
     "compress_table",
+    "compress_to_quality",
     "load_table",
     "measure_importance",
     "swap_embedding",
@@ -28,6 +29,7 @@ _HOMES = {
     "CompressedTable": "lighttoken.artifact",
     "LighttokenError": "lighttoken.errors",
     "compress_table": "lighttoken.codec",
+    "compress_to_quality": "lighttoken.codec",
     "load_table": "lighttoken.artifact",
     "measure_importance": "lighttoken.pipeline",
     "swap_embedding": "lighttoken.backbone",

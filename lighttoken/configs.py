@@ -63,6 +63,8 @@ class Compress:
     codec: Any = MISSING
     schedule: Any = MISSING
     ratio: float = MISSING
+    quality: float | None = None
+    measure: str = MISSING
     seed: int = MISSING
     output: str = MISSING
     overwrite: bool = MISSING

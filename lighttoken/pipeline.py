@@ -24,7 +24,7 @@ from rich.table import Table
 from lighttoken import __version__
 from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, CompressedTable, hash_table, load_table, make_directory
 from lighttoken.backbone import Backbone, find_embedding, swap_embedding
-from lighttoken.codec import Codec, Uncompressed, compress_table
+from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
 from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
@@ -132,26 +132,55 @@ def compress(config: DictConfig) -> CompressedTable:
     make_directory(output)  # before the work, not after it
     table = backbone.table()
     weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
-    compressed = compress_table(
-        table,
-        codec,
-        config.ratio,
-        weights,
-        metric,
-        codec.importance_settings(),
-        seed=config.seed,
-        progress=config.progress,
-    )
+    settings: dict[str, Any] = {
+        "weights": weights,
+        "metric": metric,
+        "importance": codec.importance_settings(),
+        "seed": config.seed,
+        "progress": config.progress,
+    }
+    if config.quality is None:
+        asked, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
+    else:
+        asked = f"{config.measure} {config.quality:g}"
+        compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
     directory = compressed.save(config.output)
     rows = [
         ("model", backbone.label),
-        ("ratio", f"{compressed.ratio:.2f} (asked {config.ratio:g})"),
+        ("ratio", f"{compressed.ratio:.2f}"),
         ("table", f"{_size(compressed.shape[0] * compressed.shape[1] * 4)} -> {_size(compressed.nbytes)}"),
-        *((name, str(value)) for name, value in compressed.summary.items() if name != "stages"),
+        *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
         ("artifact", str(directory)),
     ]
-    _print_rows(f"{codec.name} {config.ratio:g}x", rows)
+    _print_rows(f"{codec.name}, asked for {asked}", rows)
+    if "tier_bits" in compressed.summary:
+        print_plan(compressed)
     return compressed
+
+
+def print_plan(compressed: CompressedTable) -> None:
+    """Print how the bytes of a trellis-coded artifact are spent: by tier of rows, and by part."""
+    told, (rows, dim) = compressed.summary, compressed.shape
+    tiers = Table(title="tiers of rows, by rising importance", title_justify="left")
+    for name in ("tier", "rows", "bits per row", "bits per number", "share of the bits"):
+        tiers.add_column(name, justify="right")
+    total = sum(n * bits for n, bits in zip(told["tier_rows"], told["tier_bits"], strict=True))
+    for tier, (n, bits) in enumerate(zip(told["tier_rows"], told["tier_bits"], strict=True)):
+        share = f"{n * bits / max(total, 1):.1%}"
+        tiers.add_row(str(tier), f"{n:,}", str(bits), f"{bits / dim:.2f}", share)
+    parts = Table(title="bytes by part", title_justify="left")
+    parts.add_column("part")
+    parts.add_column("bytes", justify="right")
+    parts.add_column("bits per row", justify="right")
+    sizes: dict[str, int] = {}
+    for name, tensor in compressed.tensors.items():
+        part = name.removesuffix(".scale")
+        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
+    sizes["description"] = compressed.nbytes - sum(sizes.values())
+    for part, size in sizes.items():
+        parts.add_row(part, f"{size:,}", f"{8 * size / rows:.2f}")
+    Console().print(tiers)
+    Console().print(parts)
 
 
 def quiet_libraries(progress: bool) -> None:

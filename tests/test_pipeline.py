@@ -241,3 +241,22 @@ def test_compress_of_nothing_is_refused(command):
     code, _, err = command("compress", "codec=none", "output=table")
     assert code == 2
     assert "codec=none has nothing to compress" in err
+
+
+def test_compress_to_a_quality_shows_the_plan(command, checkpoint):
+    arguments = ["codec.state_bits=6", "codec.prior=zipf", "codec.metric=euclidean", "progress=false"]
+    arguments += [f"model.path={checkpoint()}", "output=table", "quality=0.4", "measure=nmse"]
+    code, out, err = command("compress", *arguments)
+    assert code == 0, err
+    assert load_table("table").summary["nmse"] <= 0.4
+    for words in (
+        "asked for nmse 0.4",
+        "tiers of rows",
+        "share of the bits",
+        "bytes by part",
+        "decoder",
+        "description",
+    ):
+        assert words in out
+    code, _, err = command("compress", *arguments, "measure=beauty", "overwrite=true")
+    assert (code, err) == (2, "error: unknown measure 'beauty'; choose one of weighted_nmse, nmse, cosine\n")

@@ -23,7 +23,7 @@ from lighttoken.codec.loss import table_errors, table_variance, weighted_error
 from lighttoken.codec.lowrank import truncated_svd, weighted_moments
 from lighttoken.codec.paper_budget import Plan, plan_budget, split_bits
 from lighttoken.codec.progress import StageProgressBar
-from lighttoken.codec.refine import refit_decoder
+from lighttoken.codec.refine import refine_codes, refit_decoder
 from lighttoken.codec.saturation import SaturationStop
 from lighttoken.codec.schedule import Exponential
 from lighttoken.codec.weighting import Prior
@@ -41,6 +41,8 @@ class LightTokenPaper(Prior):
     matrix_precision: Precision = "int8"
     batch_size: int = 512
     min_gain: float = 0.001
+    refine_rounds: int = 0
+    refine_tolerance: float = 0.005
     autoencoder: Callable[..., BinaryAutoencoder] = partial(
         BinaryAutoencoder,
         schedule=Exponential(start=1.0, end=0.0005),
@@ -109,10 +111,20 @@ class LightTokenPaper(Prior):
             reconstruction, error = rows, new_error
             reports.append(report | {"m": m, "nmse": round(error / variance, 4)})
 
+        refined: list[float] = []
+        if self.refine_rounds and bits.shape[1]:
+            stored_left = self._read(tensors, "left", plan.rank)
+            bits, right, decoder, bias, errors = refine_codes(
+                bits, stored_left, table, weights, self.refine_rounds, self.refine_tolerance
+            )
+            tensors |= self._store("right", right)
+            refined = [round(each / variance, 4) for each in errors]
+
         # 3. Reconstruction: everything as stored; the errors are those of the rows that the artifact decodes to.
         tensors |= {"codes": pack_bits(bits), "bias": bias} | self._store("decoder", decoder)
         compressed = replace(empty, tensors={name: tensor.cpu() for name, tensor in tensors.items()})
-        return replace(compressed, summary=_summary(table.cpu(), weights.cpu(), compressed.decode(), plan, reports))
+        summary = _summary(table.cpu(), weights.cpu(), compressed.decode(), plan, reports)
+        return replace(compressed, summary=summary | ({"refined": refined} if refined else {}))
 
     def plan(self, table: Tensor, weights: Tensor, ratio: float, empty: CompressedTable) -> Plan:
         """Rank, stages and bits per stage for a ratio. Raises LighttokenError if it cannot be met."""
@@ -177,7 +189,7 @@ class LightTokenPaper(Prior):
         tensors += stored_bytes(rank, dim, self.matrix_precision, scale_dim=0)
         tensors += stored_bytes(m, dim, self.matrix_precision, scale_dim=0)
         # The JSON is measured without tensors; then the summary, a report per stage, and the header of the tensors.
-        summary = 400 + 100 * len(split_bits(m, self.stage_bits))
+        summary = 400 + 100 * len(split_bits(m, self.stage_bits)) + 10 * self.refine_rounds
         header = 96 * 8
         return tensors + empty.nbytes + summary + header
 

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from lighttoken import LighttokenError, compress_table, load_table
+from lighttoken import LighttokenError, compress_table, compress_to_quality, load_table
 from lighttoken.codec.lighttoken import LightToken
 from lighttoken.codec.loss import weighted_error
 
@@ -174,3 +174,23 @@ def test_bad_input_is_named_with_its_cure(table, change, message):
 def test_settings_out_of_range_are_named(setting, message):
     with pytest.raises(LighttokenError, match=message):
         LightToken(**setting)
+
+
+@pytest.mark.parametrize(("measure", "bound"), [("weighted_nmse", 0.1), ("nmse", 0.3), ("cosine", 0.9)])
+def test_quality_is_kept_by_an_artifact_that_is_no_larger_than_need_be(table, measure, bound):
+    weights = torch.rand(3000) + 0.1
+    kept = compress_to_quality(table, SMALL, measure=measure, bound=bound, weights=weights, progress=False)
+    better = [kept.summary[measure], bound] if measure == "cosine" else [bound, kept.summary[measure]]
+    assert better[0] >= better[1]
+    smaller = compress(table, kept.ratio * 1.05, weights=weights).summary[measure]
+    assert smaller < bound if measure == "cosine" else smaller > bound
+
+
+def test_a_quality_that_cannot_be_kept_is_named(table):
+    for settings, message in (
+        ({"measure": "beauty", "bound": 0.5}, "unknown measure 'beauty'; choose one of weighted_nmse, nmse, cosine"),
+        ({"measure": "nmse", "bound": 2.0}, "quality 2 is not between 0 and 1, where nmse lies"),
+        ({"measure": "nmse", "bound": 1e-9}, "no artifact keeps nmse at 1e-09: at ratio 1.5 it is"),
+    ):
+        with pytest.raises(LighttokenError, match=message):
+            compress_to_quality(table, SMALL, progress=False, **settings)

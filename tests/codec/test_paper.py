@@ -63,6 +63,15 @@ def test_each_restart_lowers_the_error(table):
     assert len(set(errors)) == len(errors)
 
 
+def test_refined_codes_lower_the_error_at_the_same_bytes(table):
+    refined = LightTokenPaper(stage_bits=24, trainer=TRAINER, batch_size=128, refine_rounds=10)
+    plain, better = compress(table), compress(table, codec=refined)
+    assert better.ratio >= 6.0
+    assert better.summary["bits_per_row"] == plain.summary["bits_per_row"]
+    assert better.summary["nmse"] < 0.9 * plain.summary["nmse"]
+    assert better.summary["refined"] == sorted(better.summary["refined"], reverse=True)
+
+
 def test_a_stage_whose_restart_no_longer_pays_is_not_kept(table):
     greedy = LightTokenPaper(stage_bits=24, trainer=TRAINER, batch_size=128, min_gain=0.9)
     compressed = compress(table, ratio=4.0, codec=greedy)
