@@ -1,8 +1,8 @@
-"""Table error against ratio, and how the stages of one artifact trained.
+"""Table error of the published form against ratio, and how the stages of one artifact trained.
 
     python experiments/ratio_error.py experiments/2026-11-22-first-runs
 
-Compresses the table of MiniLM-L6 with `lighttoken` (3 seeds) and `svd` at several ratios, all measured on the bytes
+Compresses the table of MiniLM-L6 with `lighttoken_paper` (3 seeds) and `svd` at several ratios, all measured on the bytes
 that the artifact takes on disk; writes ratio_error.csv, stages.csv and ratio_error.png. A point that is in the CSV is
 not computed again.
 """
@@ -25,7 +25,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 RATIOS = (5, 10, 25, 50, 103, 200)
-POINTS = [("svd", ratio, 0) for ratio in RATIOS] + [("lighttoken", r, seed) for seed in (0, 1, 2) for r in RATIOS]
+POINTS = [("svd", ratio, 0) for ratio in RATIOS] + [("lighttoken_paper", r, seed) for seed in (0, 1, 2) for r in RATIOS]
 COLUMNS = ("codec", "ratio_asked", "seed", "ratio", "bytes", "rank", "bits_per_row", "nmse", "cosine", "seconds")
 
 
@@ -39,10 +39,10 @@ def main(folder: Path) -> None:
     for codec, ratio, seed in tqdm([point for point in POINTS if point not in done], unit="artifact"):
         curves = tempfile.mkdtemp()
         start = time.perf_counter()
-        loggers = [CSVLogger(curves, name="", version="")] if codec == "lighttoken" else []
+        loggers = [CSVLogger(curves, name="", version="")] if codec == "lighttoken_paper" else []
         compressed = compress_table(table, codec, ratio, seed=seed, progress=False, loggers=loggers)
         seconds = time.perf_counter() - start
-        if (codec, ratio, seed) == ("lighttoken", 25, 0):
+        if (codec, ratio, seed) == ("lighttoken_paper", 25, 0):
             shutil.copy(Path(curves) / "metrics.csv", folder / "stages.csv")
         told = compressed.summary
         values = (codec, ratio, seed, compressed.ratio, compressed.nbytes, told["rank"], told["bits_per_row"])
@@ -62,7 +62,10 @@ def read(path: Path) -> list[dict[str, str]]:
 def draw(rows: list[dict[str, str]], stages: list[dict[str, str]], path: Path) -> None:
     """Left: nmse against the measured ratio. Right: temperature and saturation of each stage of the 25x artifact."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for codec, label, style in (("svd", "truncated SVD, float16", "s--"), ("lighttoken", "LightToken, 3 seeds", "o-")):
+    for codec, label, style in (
+        ("svd", "truncated SVD, float16", "s--"),
+        ("lighttoken_paper", "LightToken as published, 3 seeds", "o-"),
+    ):
         points = sorted((float(row["ratio"]), float(row["nmse"])) for row in rows if row["codec"] == codec)
         left.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     left.set(xscale="log", xlabel="ratio (bytes of the table / bytes on disk)", ylabel="nmse", ylim=(0, 1))

@@ -126,10 +126,11 @@ def compress_to_quality(
 ) -> CompressedTable:
     """The smallest artifact whose `measure` keeps a bound: the inverse of `compress_table`.
 
-    `measure` is one of `MEASURES`, as the summary tells it; errors stay at or under `bound`, the cosine at or above. The
-    table is compressed at several ratios, interpolated between on logarithmic scales, until the measure has come within
-    a share `tolerance` of the bound, or the ratio within that share of one that is too large. `settings` are passed on
-    to `compress_table`. Raises LighttokenError for an unknown measure and a bound that no ratio from 1.5 on keeps.
+    `measure` is one of `MEASURES`, as the summary tells it; errors stay at or under `bound`, the cosine at or above.
+    The table is compressed at several ratios, interpolated between on logarithmic scales, until the measure has come
+    within a share `tolerance` of the bound, or the ratio within that share of one that is too large. `settings` are
+    passed on to `compress_table`. Raises LighttokenError for an unknown measure and a bound that no ratio from 1.5 on
+    keeps.
     """
     if measure not in MEASURES:
         raise LighttokenError(f"unknown measure {measure!r}; choose one of {', '.join(MEASURES)}")
@@ -142,10 +143,8 @@ def compress_to_quality(
 
     wanted = 1 - bound if measure == "cosine" else bound
     best, ratio = None, 25.0
-    low, high = (
-        (1.5, 0.0),
-        (math.inf, 1.0),
-    )  # ratio and error: the largest that keeps the bound, the smallest that does not
+    # Ratio and error: of the largest ratio seen to keep the bound, of the smallest seen not to.
+    low, high = (1.5, 0.0), (math.inf, 1.0)
     for _ in range(12):
         try:
             compressed = compress_table(table, codec, ratio, progress=progress, **settings)
