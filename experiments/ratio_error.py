@@ -2,9 +2,9 @@
 
     python experiments/ratio_error.py experiments/2026-11-22-first-runs
 
-Compresses the table of MiniLM-L6 with `lighttoken_paper` (3 seeds) and `svd` at several ratios, all measured on the bytes
-that the artifact takes on disk; writes ratio_error.csv, stages.csv and ratio_error.png. A point that is in the CSV is
-not computed again.
+Compresses the table of MiniLM-L6 with `lighttoken_paper` (3 seeds) and `svd` at several ratios, all measured on the
+bytes that the artifact takes on disk; writes ratio_error.csv, stages.csv and ratio_error.png. A point that is in the
+CSV is not computed again.
 """
 
 import csv
