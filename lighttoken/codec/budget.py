@@ -4,7 +4,7 @@ Rows are grouped by importance into tiers; a tier's directions get bits by rever
 distortion for the whole table, and the bits are dealt out as trellis steps of k bits for v coefficients.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("int4", "int8")  # of the decoder, likewise
 # unit Gaussian (0.0115): codes are searched along the directions as stored, so that some of it is made up for.
 PRECISION_ERROR = {"int4": 0.006, "int8": 4e-5}
 LEAST_RATE = 0.02  # bits per coefficient: directions that deserve less get none
+ROWS_PER_CHUNK = 8192
 PRIOR_ROWS = 64  # rows that the common spectrum counts for when a tier's own is estimated
 
 
@@ -83,8 +84,8 @@ def plan_budget(
     """
     table_bytes = coordinates.numel() * 4
     budget = int(table_bytes / ratio)
-    energy = row_energy(coordinates)
-    spectrum = _second_moments(coordinates, weights)
+    energy = torch.linalg.vector_norm(coordinates, dim=1).square()
+    spectrum = _moments(coordinates, weights.unsqueeze(1)).squeeze(0) / len(coordinates)
     counts = TIER_COUNTS if tiers is None else (tiers,)
     plans = []
     for count in counts:
@@ -103,11 +104,6 @@ def plan_budget(
             f"artifact of this table has {smallest}; {cure}"
         )
     return min(plans, key=lambda plan: plan.predicted)
-
-
-def row_energy(coordinates: Tensor) -> Tensor:
-    """Squared length (V,) of each row of (V, d)."""
-    return torch.linalg.vector_norm(coordinates, dim=1).square()
 
 
 def assign_tiers(importance: Tensor, count: int, sweeps: int = 60) -> Tensor:
@@ -148,7 +144,7 @@ class _Allocation:
         rows = members.sum(0)
         self.rows = rows.cpu()
         self.weight = (members.T @ weights / rows.clamp_min(1)).cpu()
-        own = _tier_moments(coordinates, members)
+        own = _moments(coordinates, members)
         common = spectrum / spectrum.sum().clamp_min(1e-30) * (members.T @ energy).unsqueeze(1)
         shrunk = own + common / rows.clamp_min(1).unsqueeze(1) * PRIOR_ROWS
         self.moments = (shrunk / (rows + PRIOR_ROWS).unsqueeze(1)).cpu()  # (T, d): a row's expected squares
@@ -233,20 +229,9 @@ def _rank(steps: Sequence[Sequence[tuple[int, int]]]) -> int:
     return max((sum(vector for vector, _ in each) for each in steps), default=0)
 
 
-def _chunks(coordinates: Tensor) -> Callable[[], Sequence[slice]]:
-    size = max(1, 2**22 // coordinates.shape[1])
-    return lambda: [slice(i, i + size) for i in range(0, len(coordinates), size)]
-
-
-def _second_moments(coordinates: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of the squares of each column, (d,)."""
-    moments = sum(weights[part] @ coordinates[part].square() for part in _chunks(coordinates)())
-    assert isinstance(moments, Tensor)
-    return moments / len(coordinates)
-
-
-def _tier_moments(coordinates: Tensor, members: Tensor) -> Tensor:
-    """Sums of the squares of each column over the rows of each tier, (T, d)."""
-    moments = sum(members[part].T @ coordinates[part].square() for part in _chunks(coordinates)())
-    assert isinstance(moments, Tensor)
-    return moments
+def _moments(coordinates: Tensor, members: Tensor) -> Tensor:
+    """Sums of the squares of each column, (T, d), over rows weighted by the columns of members (V, T)."""
+    sums = coordinates.new_zeros(members.shape[1], coordinates.shape[1])
+    for part, rows in zip(members.split(ROWS_PER_CHUNK), coordinates.split(ROWS_PER_CHUNK), strict=True):
+        sums += part.T @ rows.square()
+    return sums

@@ -3,19 +3,25 @@
 import torch
 from torch import Tensor
 
+ROWS_PER_FIT = 8192  # rows that are widened to float32 at a time
 ROWS_PER_CHUNK = 2048  # rows whose correlations with all decoder rows fit into a cache
 
 
 def refit_decoder(features: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted least squares: matrix (m, d) and bias (d,) that bring features @ matrix + bias next to target (V, d).
 
-    `features` (V, m) are bits, or bits next to the left factor of the low-rank part. The normal equations get a ridge
-    of 1e-6 of their mean diagonal: a unit that fires for every row, or two that always agree, leave them singular, and
-    the ridge then picks a small solution.
+    `features` (V, m) are bits, with the left factor of the low-rank part next to them or not, or coefficients. The
+    normal equations get a ridge of 1e-6 of their mean diagonal: a unit that fires for every row, or two that always
+    agree, leave them singular, and the ridge then picks a small solution.
     """
-    design = torch.cat([features.to(target.dtype), target.new_ones(len(features), 1)], dim=1)
-    weighted = (design * weights.unsqueeze(1)).T
-    gram, moment = (weighted @ design).cpu().double(), (weighted @ target).cpu().double()
+    size = features.shape[1] + 1
+    gram, moment = torch.zeros(size, size).double(), torch.zeros(size, target.shape[1]).double()
+    chunks = (each.split(ROWS_PER_FIT) for each in (features, target, weights))
+    for part, rows, importance in zip(*chunks, strict=True):
+        design = torch.cat([part.to(target.dtype), target.new_ones(len(part), 1)], dim=1)
+        weighted = (design * importance.unsqueeze(1)).T
+        gram += (weighted @ design).cpu()
+        moment += (weighted @ rows).cpu()
     gram.diagonal().add_(1e-6 * gram.diagonal().mean())
     solution = torch.linalg.solve(gram, moment).to(target)
     return solution[:-1], solution[-1]
