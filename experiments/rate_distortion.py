@@ -251,9 +251,9 @@ def _plan(summary: dict) -> str:
 def run_point(name: str, ratio: float, arguments: argparse.Namespace, context: dict) -> dict:
     """One row of the table; in a process of its own, whose peak memory is this point's."""
     table = torch.from_numpy(np.load(context["table"]))
-    before, start = _reset_peak_mb(), time.perf_counter()
+    before, start = reset_peak_mb(), time.perf_counter()
     rows, nbytes, shape = CODECS[name][0](table, ratio, context)
-    seconds, memory = time.perf_counter() - start, _peak_mb() - before
+    seconds, memory = time.perf_counter() - start, peak_mb() - before
     backbone = load_backbone(arguments.model)  # only now: loading a model takes more memory than a codec does
     errors = (rows - table).square().mean(1) / table.var()
     by_frequency = errors[context["weights"].argsort(stable=True)].tensor_split(10)
@@ -279,15 +279,15 @@ def run_point(name: str, ratio: float, arguments: argparse.Namespace, context: d
     return told | {name: round(float(part.mean()), 4) for name, part in zip(TENTHS, by_frequency, strict=True)}
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Peak resident memory since the last reset. Linux only: what getrusage tells cannot be reset."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
-def _reset_peak_mb() -> float:
+def reset_peak_mb() -> float:
     Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mb()
+    return peak_mb()
 
 
 @torch.no_grad()

@@ -74,17 +74,18 @@ def layout(steps: Tensor, gain: Tensor, state_bits: int, rank: int) -> dict[str,
     """Where each coefficient of each tier is read, from steps and gains (T, n): four tensors (T, rank).
 
     `position`: of the window's end, in bits from the row's start; `mask`: of the bits that belong to the row's
-    state; `component`: of the state's vector; `gain`: 0 for a coefficient that the tier has no bits for.
+    state; `component`: of the state's vector; `gain`: 0 for a coefficient that the tier has no bits for. Its position
+    and mask are 0: the window ends before the row, so that one behind the last bit of the stream is never read.
     """
     vectors, bits = unpack_steps(steps)
     read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits
     shape = (len(steps), rank)
-    position, component = torch.ones(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
+    position, component = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
     gains = torch.zeros(shape)
     for tier, repeats in enumerate(vectors):  # trailing bytes of 0, in tiers of few steps, may lead beyond the rank
         first = (repeats.cumsum(0) - repeats).repeat_interleave(repeats)[:rank]
         n = len(first)
-        position[tier, :n] = read[tier].repeat_interleave(repeats)[:rank].clamp_min(1).int()
+        position[tier, :n] = read[tier].repeat_interleave(repeats)[:rank].int()
         component[tier, :n] = (torch.arange(n) - first).int()
         gains[tier, :n] = torch.where(bits[tier] > 0, gain[tier], 0).repeat_interleave(repeats)[:rank]
     mask = (1 << position.clamp_max(state_bits)) - 1

@@ -36,12 +36,17 @@ def naive(bits: str, tier: int, state_bits: int) -> list[float]:
     return (values + [0.0] * RANK)[:RANK]
 
 
+@pytest.mark.parametrize(
+    "tiers",
+    [[0, 1, 2, 0, 0, 1, 2, 1, 0] * 5, [2, 0, 0, 0, 0, 2], [2]],
+    ids=["mixed", "no bits behind the last byte", "no bits at all"],
+)
 @pytest.mark.parametrize("state_bits", [3, 8, 12, 16])
-def test_coefficients_are_what_the_moving_window_shows(state_bits):
-    tiers = torch.tensor([0, 1, 2, 0, 0, 1, 2, 1, 0] * 5, dtype=torch.uint8)
+def test_coefficients_are_what_the_moving_window_shows(state_bits, tiers):
+    tiers = torch.tensor(tiers, dtype=torch.uint8)
     lengths = [10, 5, 0]
     rows = ["".join(str(int(b)) for b in torch.randint(2, (lengths[t],))) for t in tiers.tolist()]
-    stream = pack_stream(torch.tensor([int(bit) for bit in "".join(rows)]))
+    stream = pack_stream(torch.tensor([int(bit) for bit in "".join(rows)], dtype=torch.uint8))
     starts = row_starts(tiers, STEPS)
     assert starts.tolist() == [sum(map(len, rows[:i])) for i in range(len(rows))]
     got = read_coefficients(stream, starts, tiers, book=codebook(state_bits), **layout(STEPS, GAIN, state_bits, RANK))

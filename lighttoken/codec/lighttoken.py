@@ -139,39 +139,42 @@ class LightToken(Prior):
         """Search the codes of all rows; the stream of bits, and in `coordinates` (V, rank) what they decode to."""
         book = codebook(self.state_bits).to(coordinates)
         starts = row_starts(plan.tiers, plan.steps.to(plan.tiers.device))
-        vectors, bits = (each.tolist() for each in unpack_steps(plan.steps))
-        lengths = [sum(each) for each in bits]
-        total = int(starts[-1]) + lengths[int(plan.tiers[-1])]
+        lengths = unpack_steps(plan.steps)[1].sum(1)
+        total = int(torch.bincount(plan.tiers.cpu().long(), minlength=len(lengths)) @ lengths)
         stream = torch.zeros(total, dtype=torch.uint8, device=coordinates.device)
         with tqdm(total=len(coordinates), desc="codes", unit="row", disable=not progress) as bar:
-            for tier, length in enumerate(lengths):
-                members = (plan.tiers == tier).nonzero().flatten()
-                firsts = [sum(vectors[tier][:j]) for j in range(len(vectors[tier]))]
-                steps = [
-                    (slice(first, first + vector), k, gain[tier, j])
-                    for j, (first, vector, k) in enumerate(zip(firsts, vectors[tier], bits[tier], strict=True))
-                    if k
-                ][::-1]  # as they are read
-                for ids in members.split(ROWS_PER_CHUNK):
-                    rows = coordinates[ids]
-                    coordinates[ids] = 0
+            for tier, steps in enumerate(_steps_as_read(plan.steps, gain)):
+                for ids in (plan.tiers == tier).nonzero().flatten().split(ROWS_PER_CHUNK):
+                    coordinates[ids], bits = self._encode_rows(coordinates[ids], steps, book, norms)
+                    stream[starts[ids].unsqueeze(1) + torch.arange(bits.shape[1], device=ids.device)] = bits
                     bar.update(len(ids))
-                    if not length:
-                        continue
-                    books = [book[:, : part.stop - part.start] * each for part, _, each in steps]
-                    states = search(
-                        [rows[:, part] * norms[part] for part, _, _ in steps],
-                        [each * norms[part] for each, (part, _, _) in zip(books, steps, strict=True)],
-                        [k for _, k, _ in steps],
-                        self.state_bits,
-                    )
-                    found = torch.zeros_like(rows)
-                    for j, (part, _, _) in enumerate(steps):
-                        found[:, part] = books[j][states[:, j].long()]
-                    coordinates[ids] = found
-                    places = starts[ids].unsqueeze(1) + torch.arange(length, device=ids.device)
-                    stream[places] = new_bits(states, [k for _, k, _ in steps])
         return pack_stream(stream)
+
+    def _encode_rows(
+        self, rows: Tensor, steps: Sequence[tuple[slice, int, Tensor]], book: Tensor, norms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """For rows (n, rank) of one tier, what their codes decode to, (n, rank), and the bits (n, length) uint8."""
+        found = torch.zeros_like(rows)
+        if not steps:
+            return found, torch.zeros(len(rows), 0, dtype=torch.uint8, device=rows.device)
+        parts, bits = [part for part, _, _ in steps], [k for _, k, _ in steps]
+        books = [book[:, : part.stop - part.start] * gain for part, _, gain in steps]
+        targets = [rows[:, part] * norms[part] for part in parts]
+        weighted = [each * norms[part] for each, part in zip(books, parts, strict=True)]
+        states = search(targets, weighted, bits, self.state_bits)
+        for j, part in enumerate(parts):
+            found[:, part] = books[j][states[:, j].long()]
+        return found, new_bits(states, bits)
+
+
+def _steps_as_read(steps: Tensor, gain: Tensor) -> list[list[tuple[slice, int, Tensor]]]:
+    """For each tier, its steps that have bits, in the order they are read: coefficients, bits, gain."""
+    vectors, bits = unpack_steps(steps)
+    ends = vectors.cumsum(1)
+    columns = zip((ends - vectors).tolist(), ends.tolist(), bits.tolist(), gain, strict=True)
+    return [
+        [(slice(first, end), k, each) for first, end, k, each in zip(*tier, strict=True) if k][::-1] for tier in columns
+    ]
 
 
 def resolve_device(name: str) -> torch.device:
