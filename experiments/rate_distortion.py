@@ -13,6 +13,7 @@ several shapes fit a ratio (subquantizers x bits), each of them is tried and the
 
 import argparse
 import csv
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -347,6 +348,8 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS), help="only these")
     parser.add_argument("--ratios", nargs="+", type=float, help="only these")
     arguments = parser.parse_args()
+    if any(name.startswith("faiss") for name in arguments.codecs) and importlib.util.find_spec("faiss") is None:
+        parser.error("the quantizers of faiss are not installed; run pip install -e '.[benchmark,demo]'")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = arguments.folder / "rate_distortion.csv"
     rows = read(results) if results.exists() else []

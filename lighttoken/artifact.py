@@ -40,7 +40,7 @@ from lighttoken.trellis import (
     unpack_tiers,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
 ROWS_PER_CHUNK = 4096  # rows decoded at a time, so that work space stays small for vocabularies of any size

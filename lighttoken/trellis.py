@@ -27,12 +27,13 @@ LEAD = 2  # zero bytes before the stream, so that three bytes can be read at its
 def codebook(state_bits: int) -> Tensor:
     """The vectors of all states, (2 ** state_bits, 8) float32: computed, so that nothing is stored.
 
-    Each number is the standard normal quantile of a hash of its place (the 32-bit finalizer of MurmurHash3).
+    Each number is the standard normal quantile of a hash of its place (the 32-bit finalizer of MurmurHash3), rounded
+    to what float16 holds, so that a codebook kept in memory weighs little next to the codes.
     """
     x = torch.arange(2**state_bits * MAX_VECTOR) + 1
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-    return torch.special.ndtri((x.double() + 0.5) / 2**32).float().view(-1, MAX_VECTOR)
+    return torch.special.ndtri((x.double() + 0.5) / 2**32).half().float().view(-1, MAX_VECTOR)
 
 
 def pack_step(vector: int, bits: int) -> int:
