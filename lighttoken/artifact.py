@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,10 +32,8 @@ from lighttoken.packing import dequantize, unpack_bits
 from lighttoken.trellis import (
     LEAD,
     MAX_STATE_BITS,
-    codebook,
-    layout,
+    make_index,
     read_coefficients,
-    row_starts,
     unpack_steps,
     unpack_tiers,
 )
@@ -43,6 +41,7 @@ from lighttoken.trellis import (
 FORMAT_VERSION = 3
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
+INDEX = ("tiers", "blocks", "lengths", "position", "component", "step", "book")  # of `trellis.make_index`
 ROWS_PER_CHUNK = 4096  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
 
@@ -51,21 +50,27 @@ def hash_table(table: Tensor) -> str:
     return hashlib.sha256(table.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def decode_rows(ids: Tensor, parts: dict[str, Tensor]) -> Tensor:
-    """Rows (n, d) of ids (n,) int64: the equation at the top of this file, differentiable in all float parts.
+def decode_rows(ids: Tensor, tensors: Mapping[str, Tensor], dim: int) -> Tensor:
+    """Rows (n, dim) of ids (n,) int64: the equation at the top of this file, differentiable in all float matrices.
 
-    `parts` are those of `CompressedTable.parts`.
+    `tensors` are those of `CompressedTable.tensors`, with the entries of `CompressedTable.index` next to them.
     """
-    decoder = parts["decoder"]
-    if "stream" in parts:
-        places = {name: parts[name][ids] for name in ("starts", "tiers")}
-        layout = {name: parts[name] for name in ("position", "mask", "component", "gain", "book")}
-        coefficients = read_coefficients(parts["stream"], **places, **layout)
+
+    def matrix(name: str, columns: int = dim) -> Tensor:
+        return dequantize(tensors[name], tensors.get(f"{name}.scale"), columns)
+
+    decoder = matrix("decoder")
+    if "steps" in tensors:
+        index = {name: tensors[f"index.{name}"] for name in INDEX}
+        gain = matrix("gain", tensors["steps"].shape[1])
+        coefficients = read_coefficients(ids, tensors["codes"], gain, **index)
     else:
-        coefficients = unpack_bits(parts["codes"][ids], decoder.shape[0]).to(decoder.dtype)
-    rows = torch.addmm(parts["bias"], coefficients, decoder)
-    if "left" in parts:
-        rows = torch.addmm(rows, torch.nn.functional.embedding(ids, parts["left"]), parts["right"])
+        coefficients = unpack_bits(tensors["codes"][ids], len(decoder)).float()
+    rows = torch.addmm(matrix("bias").view(-1), coefficients, decoder)
+    if "left" in tensors:
+        right = matrix("right")
+        left = torch.nn.functional.embedding(ids, tensors["left"])
+        rows = torch.addmm(rows, dequantize(left, tensors.get("left.scale"), len(right)), right)
     return rows
 
 
@@ -89,21 +94,10 @@ class CompressedTable:
     summary: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
 
-    def parts(self, rows: Tensor | slice = slice(None)) -> dict[str, Tensor]:
-        """What `decode_rows` reads, for some rows or all: codes as stored, matrices as float32."""
-        parts = {"decoder": self._read("decoder"), "bias": self._read("bias").view(-1)}
-        if self.state_bits:
-            trellis = self._trellis
-            parts |= trellis | {name: trellis[name][rows] for name in ("starts", "tiers")}
-        else:
-            parts["codes"] = self.tensors["codes"][rows]
-        if "left" in self.tensors:
-            parts["left"] = dequantize(self.tensors["left"][rows], self.tensors.get("left.scale"), self.rank)
-            parts["right"] = self._read("right")
-        return parts
-
-    def _read(self, name: str) -> Tensor:
-        return dequantize(self.tensors[name], self.tensors.get(f"{name}.scale"), self.shape[1])
+    def matrix(self, name: str) -> Tensor:
+        """A stored matrix in float32."""
+        columns = {"left": self.rank, "gain": self.tensors["steps"].shape[1] if self.state_bits else 0}
+        return dequantize(self.tensors[name], self.tensors.get(f"{name}.scale"), columns.get(name, self.shape[1]))
 
     @property
     def rank(self) -> int:
@@ -111,18 +105,13 @@ class CompressedTable:
         return self.tensors["right"].shape[0] if "right" in self.tensors else 0
 
     @cached_property
-    def _trellis(self) -> dict[str, Tensor]:
-        """The stream and what it takes to read it."""
-        stored = self.tensors
-        tiers, steps = unpack_tiers(stored["tiers"], self.shape[0]), stored["steps"]
-        gain = dequantize(stored["gain"], stored["gain.scale"], steps.shape[1])
-        return {
-            "stream": stored["codes"],
-            "tiers": tiers,
-            "starts": row_starts(tiers, steps),
-            "book": codebook(self.state_bits),
-            **layout(steps, gain, self.state_bits, stored["decoder"].shape[0]),
-        }
+    def index(self) -> dict[str, Tensor]:
+        """What `decode_rows` needs next to the tensors to find its way in a trellis code."""
+        if not self.state_bits:
+            return {}
+        tiers, steps = unpack_tiers(self.tensors["tiers"], self.shape[0]), self.tensors["steps"]
+        index = make_index(tiers, steps, self.state_bits, len(self.tensors["decoder"]))
+        return {f"index.{name}": index[name] for name in INDEX}
 
     @torch.no_grad()
     def decode(self, ids: Tensor | Sequence | None = None) -> Tensor:
@@ -139,7 +128,10 @@ class CompressedTable:
                 f"ids from {int(flat.min())} to {int(flat.max())} asked of a table with ids 0 to {self.shape[0] - 1}"
             )
         rows = torch.cat(
-            [decode_rows(torch.arange(len(chunk)), self.parts(chunk)) for chunk in flat.long().split(ROWS_PER_CHUNK)]
+            [
+                decode_rows(chunk, self.tensors | self.index, self.shape[1])
+                for chunk in flat.long().split(ROWS_PER_CHUNK)
+            ]
         )
         return rows.view(*ids.shape, self.shape[1]).to(ids.device)
 

@@ -1,44 +1,97 @@
 """CompressedEmbedding: looks rows up straight from codes and factors."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lighttoken.artifact import CompressedTable, decode_rows
+from lighttoken.artifact import INDEX, CompressedTable, decode_rows
 from lighttoken.errors import LighttokenError
+from lighttoken.packing import dequantize, precision_of, quantize
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
+Mode = Literal["packed", "materialized"]
+DECODER = ("decoder", "bias")
+FACTORS = ("left", "right", "gain")
+# Floats are kept as integers of the same bits: a model's .half(), or a loader's dtype, must not round what is stored.
+_SAME_BITS = {torch.float32: torch.int32, torch.float16: torch.int16}
 
 
 class CompressedEmbedding(nn.Module):
-    """Stands in for an `nn.Embedding` (V, d); memory is that of the codes plus float32 factors and decoder.
+    """Stands in for an `nn.Embedding` (V, d).
 
-    The codes never change. Gradients reach the decoder, the bias, the factors and gains, as `set_trainable` says.
-    Repeated ids of a batch are decoded once.
+    `packed`: memory is that of the artifact; each call decodes the rows it is asked for, repeated ids once.
+    `materialized`: the whole table is decoded once, for the speed and the memory of a dense one. Rows come in the
+    precision of the model, decoded in float32.
+
+    The codes never change. `set_trainable` chooses what fine-tuning changes. What is trained is a float32 copy that the
+    forward pass rounds to the stored precision (straight-through), so that `compressed_table` loses nothing.
     """
 
-    decoder: Tensor
-    bias: Tensor
+    codes: Tensor
+    like: Tensor
+    table: Tensor | None
 
-    def __init__(self, compressed: CompressedTable, padding_idx: int | None = None, scale: float = 1.0):
+    def __init__(
+        self, compressed: CompressedTable, padding_idx: int | None = None, scale: float = 1.0, mode: Mode = "packed"
+    ):
         """`padding_idx` is the id whose row sends no gradient back; `scale` multiplies all rows."""
         super().__init__()
-        parts = compressed.parts()
-        self._parts = tuple(parts)
         self.num_embeddings, self.embedding_dim = compressed.shape
         self.padding_idx, self.scale, self.ratio = padding_idx, scale, compressed.ratio
         self.bits_per_row = 8 * compressed.tensors["codes"].numel() / compressed.shape[0]
-        for name, tensor in parts.items():
-            if tensor.is_floating_point() and name != "book":
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
-        set_trainable(self, "frozen")
+        self._description = replace(compressed, tensors={})
+        self._dtypes = {name: tensor.dtype for name, tensor in compressed.tensors.items()}
+        for name, tensor in compressed.tensors.items():
+            self.register_buffer(_key(name), _as_integers(tensor).clone())
+        self.register_buffer("like", torch.empty(0), persistent=False)  # has the precision of the model
+        self.trained = nn.ParameterDict()
+        self.mode: Mode = mode
+        self.prepare()
+        self.register_load_state_dict_post_hook(lambda module, _: module.prepare())
+
+    def prepare(self) -> None:
+        """Make what follows from the stored tensors; to be called when they have been filled in."""
+        if self.codes.is_meta:
+            return
+        table = self.compressed_table()
+        for name, tensor in table.index.items():
+            self.register_buffer(_key(name), tensor.to(self.codes.device), persistent=False)
+        self.set_mode(self.mode)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Choose between memory and speed. Raises LighttokenError for anything but `packed` and `materialized`."""
+        if mode not in get_args(Mode):
+            raise LighttokenError(f"unknown mode={mode!r}; choose one of {', '.join(get_args(Mode))}")
+        if mode == "materialized" and self.trained:
+            raise LighttokenError("mode=materialized has nothing to train; choose trainable=frozen or mode=packed")
+        self.mode = mode
+        self.register_buffer("table", None, persistent=False)
+        if mode == "materialized":
+            self.table = self.weight
+
+    def set_trainable(self, names: tuple[str, ...]) -> None:
+        """Train these stored matrices and no others; what was trained before is stored."""
+        current = self.compressed_table()
+        for name in self.trained:
+            getattr(self, name).copy_(_as_integers(current.tensors[name]))
+        matrices = {name: current.matrix(name).clone() for name in names if name in self._dtypes}
+        if "bias" in matrices:
+            matrices["bias"] = matrices["bias"].flatten()  # optimizers tell vectors, which do not decay, from matrices
+        self.trained = nn.ParameterDict({name: nn.Parameter(matrix) for name, matrix in matrices.items()})
+        if self.trained:
+            self.set_mode("packed")
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (*ids.shape, d) of ids of any shape."""
-        unique, positions = ids.unique(return_inverse=True)
+        if self.table is not None:
+            return nn.functional.embedding(ids, self.table) * self.scale
+        if torch.compiler.is_compiling():  # the number of unique ids is not known then
+            unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        else:
+            unique, positions = ids.unique(return_inverse=True)
         rows = self._rows(unique)
         if self.padding_idx is not None:
             rows = torch.where((unique == self.padding_idx).unsqueeze(1), rows.detach(), rows)
@@ -47,28 +100,63 @@ class CompressedEmbedding(nn.Module):
     def _rows(self, ids: Tensor) -> Tensor:
         # Autocast does not round the rows of a dense embedding either.
         with torch.autocast(ids.device.type, enabled=False):
-            return decode_rows(ids, {name: getattr(self, name) for name in self._parts})
+            return decode_rows(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """What `decode_rows` reads: what is stored, but for what is trained."""
+        tensors = {name: getattr(self, _key(name)).view(dtype) for name, dtype in self._dtypes.items()}
+        index = {
+            f"index.{name}": getattr(self, _key(f"index.{name}")) for name in INDEX if self._description.state_bits
+        }
+        for name, master in self.trained.items():
+            rounded = dequantize(*self._round(name, tensors), master.shape[-1]).view_as(master)
+            tensors[name] = master.float() + (rounded - master.detach().float())
+            tensors.pop(f"{name}.scale", None)
+        return tensors | index
+
+    def _round(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What is trained in the precision and with the scale of what is stored."""
+        master = self.trained[name].detach().float()
+        precision = precision_of(tensors[name])
+        return quantize(master.view(-1, master.shape[-1]), precision, scale=tensors.get(f"{name}.scale"))
+
+    def compressed_table(self) -> CompressedTable:
+        """The compressed table as it is now, fine-tuned or not: the same bytes on disk as before."""
+        stored = {name: getattr(self, _key(name)).view(dtype) for name, dtype in self._dtypes.items()}
+        for name in self.trained:
+            stored[name] = self._round(name, stored)[0].view_as(stored[name])
+        return replace(self._description, tensors=stored)
 
     @property
     def weight(self) -> Tensor:
         """The whole table (V, d), unscaled, decoded on each access; for code that asks an embedding for its weight."""
-        return self._rows(torch.arange(self.num_embeddings, device=self.decoder.device))
+        return self._rows(torch.arange(self.num_embeddings, device=self.codes.device))
 
-    def extra_repr(self) -> str:
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, ratio={self.ratio:.1f}, bits_per_row={self.bits_per_row:.1f}"
-        )
+    def __repr__(self) -> str:
+        sizes = f"{self.num_embeddings}, {self.embedding_dim}"
+        return f"CompressedEmbedding({sizes}, ratio={self.ratio:.1f}, bits_per_row={self.bits_per_row:.1f})"
 
 
 def set_trainable(embedding: nn.Module, trainable: Trainable) -> None:
     """Choose what fine-tuning may change of an embedding, compressed or not.
 
-    `frozen`: nothing; `decoder`: the decoder and its bias; `decoder+factors`: the rank-k factors, or the trellis
-    code's gains, too. A dense
-    embedding has a single weight: frozen under `frozen`, trained under the other two. Raises LighttokenError otherwise.
+    `frozen`: nothing; `decoder`: the decoder and its bias; `decoder+factors`: the rank-k factors, or the trellis code's
+    gains, too. A dense embedding has a single weight: frozen under `frozen`, trained under the other two. Raises
+    LighttokenError otherwise.
     """
-    if trainable not in get_args(Trainable):
-        raise LighttokenError(f"unknown trainable={trainable!r}; choose one of {', '.join(get_args(Trainable))}")
-    for name, parameter in embedding.named_parameters():
-        is_factor = name in ("left", "right", "gain")
-        parameter.requires_grad = trainable == "decoder+factors" or (trainable == "decoder" and not is_factor)
+    names = {"frozen": (), "decoder": DECODER, "decoder+factors": DECODER + FACTORS}
+    if trainable not in names:
+        raise LighttokenError(f"unknown trainable={trainable!r}; choose one of {', '.join(names)}")
+    if isinstance(embedding, CompressedEmbedding):
+        embedding.set_trainable(names[trainable])
+    else:
+        embedding.requires_grad_(trainable != "frozen")
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    return tensor.view(_SAME_BITS.get(tensor.dtype, tensor.dtype))
+
+
+def _key(name: str) -> str:
+    """The name of a buffer, which may have no dots."""
+    return name.replace(".", "_")

@@ -9,6 +9,12 @@ from lighttoken.errors import LighttokenError
 
 Precision = Literal["float32", "float16", "int8", "int4"]
 _LEVELS = {"int8": 127, "int4": 7}  # largest level of a symmetric quantizer, levels are -n..n
+_PRECISIONS: dict[torch.dtype, Precision] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.int8: "int8",
+    torch.uint8: "int4",
+}
 _BIT = torch.arange(8, dtype=torch.uint8)
 
 
@@ -24,18 +30,33 @@ def unpack_bits(codes: Tensor, m: int) -> Tensor:
     return ((codes.unsqueeze(-1) >> _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
 
 
-def quantize(matrix: Tensor, precision: Precision, scale_dim: int) -> tuple[Tensor, Tensor | None]:
+def quantize(
+    matrix: Tensor, precision: Precision, scale_dim: int = 0, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Store a matrix (rows, columns) in `precision`: its values, and float32 scales or None for a float precision.
 
     Integers are symmetric and uniform: value = level * scale, one scale per slice along `scale_dim`
     (0: one per row, scales (rows, 1); 1: one per column, scales (1, columns)). The scale of each slice is the one
-    of least squared error among 32 clippings of its largest magnitude. int4 packs two levels to a byte.
+    of least squared error among 32 clippings of its largest magnitude, unless a `scale` is given. int4 packs two levels
+    to a byte.
     """
     if precision not in get_args(Precision):
         raise LighttokenError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     if precision not in _LEVELS:
         return matrix.to(getattr(torch, precision)), None
     n = _LEVELS[precision]
+    if scale is None:
+        scale = _best_scale(matrix, n, scale_dim)
+    levels = _round(matrix, scale, n).to(torch.int8)
+    return (_pack_nibbles(levels) if precision == "int4" else levels), scale
+
+
+def precision_of(values: Tensor) -> Precision:
+    """The precision that values of `quantize` are in."""
+    return _PRECISIONS[values.dtype]
+
+
+def _best_scale(matrix: Tensor, n: int, scale_dim: int) -> Tensor:
     largest = matrix.abs().amax(1 - scale_dim, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     best_scale, best_error = largest / n, torch.full_like(largest, torch.inf)
     for clip in torch.linspace(0.25, 1.0, 32).tolist():
@@ -43,8 +64,7 @@ def quantize(matrix: Tensor, precision: Precision, scale_dim: int) -> tuple[Tens
         error = (_round(matrix, scale, n) * scale - matrix).square().sum(1 - scale_dim, keepdim=True)
         best_scale = torch.where(error < best_error, scale, best_scale)
         best_error = torch.minimum(error, best_error)
-    levels = _round(matrix, best_scale, n).to(torch.int8)
-    return (_pack_nibbles(levels) if precision == "int4" else levels), best_scale.float()
+    return best_scale.float()
 
 
 def stored_bytes(rows: int, columns: int, precision: Precision, scale_dim: int) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 MAX_VECTOR = 8  # most coefficients of a step
 MAX_STATE_BITS = 16  # a window then lies within three bytes, wherever it starts
 MAX_TIERS = 16  # a tier is half a byte before it is deflated
+BLOCK = 32  # rows to a block of which the start is kept in memory
 LEAD = 2  # zero bytes before the stream, so that three bytes can be read at its start
 
 
@@ -71,48 +72,66 @@ def row_starts(tiers: Tensor, steps: Tensor) -> Tensor:
     return lengths.cumsum(0) - lengths
 
 
-def layout(steps: Tensor, gain: Tensor, state_bits: int, rank: int) -> dict[str, Tensor]:
-    """Where each coefficient of each tier is read, from steps and gains (T, n): four tensors (T, rank).
+def make_index(tiers: Tensor, steps: Tensor, state_bits: int, rank: int) -> dict[str, Tensor]:
+    """What `read_coefficients` needs to find any row and coefficient, from tiers (V,) and steps (T, n).
 
-    `position`: of the window's end, in bits from the row's start; `mask`: of the bits that belong to the row's
-    state; `component`: of the state's vector; `gain`: 0 for a coefficient that the tier has no bits for. Its position
-    and mask are 0: the window ends before the row, so that one behind the last bit of the stream is never read.
+    `tiers`, padded to whole blocks of `BLOCK` rows, and where each block starts (`blocks`), so that a row's start takes
+    a sum over one block; the `lengths` (T,) of rows in bits. For each coefficient of each tier, (T, rank): the
+    `position` of its window's end in bits from the row's start, the `component` of the state's vector and the `step`
+    that tells its gain. One without bits has step n, whose gain is 0, and position 0: its window ends before the row,
+    so that one behind the last bit of the stream is never read. `book`: the codebook in float16, which holds it.
     """
     vectors, bits = unpack_steps(steps)
     read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits
-    shape = (len(steps), rank)
-    position, component = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)
-    gains = torch.zeros(shape)
+    shape, n = (len(steps), rank), steps.shape[1]
+    position, component = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.uint8)
+    step = torch.full(shape, n, dtype=torch.int16)
     for tier, repeats in enumerate(vectors):  # trailing bytes of 0, in tiers of few steps, may lead beyond the rank
-        first = (repeats.cumsum(0) - repeats).repeat_interleave(repeats)[:rank]
-        n = len(first)
-        position[tier, :n] = read[tier].repeat_interleave(repeats)[:rank].int()
-        component[tier, :n] = (torch.arange(n) - first).int()
-        gains[tier, :n] = torch.where(bits[tier] > 0, gain[tier], 0).repeat_interleave(repeats)[:rank]
-    mask = (1 << position.clamp_max(state_bits)) - 1
-    return {"position": position, "mask": mask.int(), "component": component, "gain": gains}
+        owner = torch.arange(n).repeat_interleave(repeats)[:rank]
+        first = repeats.cumsum(0) - repeats
+        end = len(owner)
+        position[tier, :end] = read[tier][owner].int()
+        component[tier, :end] = (torch.arange(end) - first[owner]).to(torch.uint8)
+        step[tier, :end] = torch.where(bits[tier][owner] > 0, owner, n).to(torch.int16)
+    return {
+        "tiers": torch.nn.functional.pad(tiers, (0, -len(tiers) % BLOCK)),
+        "blocks": row_starts(tiers, steps)[::BLOCK].clone(),
+        "lengths": bits.sum(1),
+        "position": position,
+        "component": component,
+        "step": step,
+        "book": codebook(state_bits).half(),
+    }
 
 
 def read_coefficients(
+    ids: Tensor,
     stream: Tensor,
-    starts: Tensor,
-    tiers: Tensor,
-    position: Tensor,
-    mask: Tensor,
-    component: Tensor,
     gain: Tensor,
+    tiers: Tensor,
+    blocks: Tensor,
+    lengths: Tensor,
+    position: Tensor,
+    component: Tensor,
+    step: Tensor,
     book: Tensor,
 ) -> Tensor:
-    """Coefficients (n, rank) of rows that start at bits starts (n,) of a stream of bytes and have tiers (n,).
+    """Coefficients (n, rank) of rows ids (n,) of a stream of bytes, for gains (T, n) and the rest from `make_index`.
 
-    The first bit of the stream is the highest of byte `LEAD`. Differentiable in the gains and the codebook.
+    The first bit of the stream is the highest of byte `LEAD`. Differentiable in the gains.
     """
-    tiers = tiers.long()
-    last = starts.unsqueeze(1) + position[tiers] - 1  # of the window
+    block, place = ids // BLOCK, ids % BLOCK
+    before = torch.arange(BLOCK, device=ids.device) < place.unsqueeze(1)
+    starts = blocks[block] + (lengths[tiers.view(-1, BLOCK)[block].long()] * before).sum(1)
+    tier = tiers[ids].long()
+    last = starts.unsqueeze(1) + position[tier] - 1  # of the window
     byte = (last >> 3) + LEAD
     window = (stream[byte - 2].int() << 16) | (stream[byte - 1].int() << 8) | stream[byte].int()
-    state = (window >> (7 - (last & 7))) & mask[tiers]
-    return book.flatten()[state * MAX_VECTOR + component[tiers]] * gain[tiers]
+    state_bits = len(book).bit_length() - 1
+    mask = (1 << position.clamp_max(state_bits)) - 1  # of the bits that belong to the row
+    state = (window >> (7 - (last & 7))) & mask[tier]
+    gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, step.long())
+    return book.flatten()[state * MAX_VECTOR + component[tier]] * gains[tier]
 
 
 def pack_stream(bits: Tensor) -> Tensor:

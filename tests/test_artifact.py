@@ -37,10 +37,10 @@ def make(vocab_size=30, dim=6, rank=3, m=16) -> CompressedTable:
 
 def test_rows_are_the_low_rank_part_plus_the_decoded_bits_plus_the_bias():
     compressed = make()
-    stored, parts = compressed.tensors, compressed.parts()
+    stored = compressed.tensors
     bits = torch.tensor([[(byte >> j) & 1 for byte in row for j in range(8)] for row in stored["codes"].tolist()])
     decoder = stored["decoder"].float() * stored["decoder.scale"]
-    expected = parts["left"] @ stored["right"].float() + bits.float() @ decoder + stored["bias"]
+    expected = compressed.matrix("left") @ stored["right"].float() + bits.float() @ decoder + stored["bias"]
     torch.testing.assert_close(compressed.decode(), expected)
 
 

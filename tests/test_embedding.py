@@ -80,7 +80,11 @@ def test_a_training_step_moves_what_is_trainable_and_nothing_else(request, codec
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
     model(torch.arange(64)).square().mean().backward()
     optimizer.step()
-    moved = {name for name, value in model[0].state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.removeprefix("trained.")
+        for name, value in model[0].state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert moved == moving
 
 
@@ -101,9 +105,10 @@ def test_gradients_are_those_of_the_overwritten_table(coded):
     set_trainable(embedding, "decoder+factors")
     ids, target = torch.tensor([[3, 7, 3]]), torch.randn(32)
     (embedding(ids) * target).sum().backward()
-    bits = unpack_bits(coded.tensors["codes"], embedding.decoder.shape[0]).float()
-    torch.testing.assert_close(embedding.decoder.grad, torch.outer(2 * bits[3] + bits[7], target))
-    torch.testing.assert_close(embedding.left.grad[3], 2 * embedding.right @ target)
+    trained = embedding.trained
+    bits = unpack_bits(coded.tensors["codes"], len(trained["decoder"])).float()
+    torch.testing.assert_close(trained["decoder"].grad, torch.outer(2 * bits[3] + bits[7], target))
+    torch.testing.assert_close(trained["left"].grad[3], 2 * coded.matrix("right") @ target)
 
 
 def test_the_padding_row_sends_no_gradient_back(coded):
@@ -112,7 +117,7 @@ def test_the_padding_row_sends_no_gradient_back(coded):
     embedding(torch.tensor([3, 3])).sum().backward()
     assert all(parameter.grad.abs().sum() == 0 for parameter in embedding.parameters())
     embedding(torch.tensor([3, 4])).sum().backward()
-    assert embedding.bias.grad.tolist() == [1.0] * 32
+    assert embedding.trained["bias"].grad.tolist() == [1.0] * 32
 
 
 def test_autocast_does_not_round_the_rows(coded):
@@ -143,3 +148,61 @@ def test_repr_tells_the_shape_and_the_ratio(coded):
 def test_another_models_table_is_refused(make_model, coded):
     with pytest.raises(LighttokenError, match="compressed table is 1200 x 32 and the model's is 200 x 32"):
         swap_embedding(make_model("bert", AutoModel), coded)
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_what_was_trained_is_stored_in_the_same_bytes(request, codec):
+    compressed = request.getfixturevalue(codec)
+    embedding = CompressedEmbedding(compressed)
+    set_trainable(embedding, "decoder+factors")
+    for parameter in embedding.parameters():
+        parameter.data += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
+    trained = embedding.compressed_table()
+    assert {name: tensor.dtype for name, tensor in trained.tensors.items()} == {
+        name: tensor.dtype for name, tensor in compressed.tensors.items()
+    }
+    assert not torch.equal(trained.decode(), compressed.decode())
+    torch.testing.assert_close(embedding.weight.detach(), trained.decode())
+    before = embedding.weight.detach()
+    set_trainable(embedding, "frozen")  # stores it
+    assert not list(embedding.parameters())
+    torch.testing.assert_close(embedding.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_changes_the_rows_precision_and_nothing_that_is_stored(coded, dtype):
+    embedding = CompressedEmbedding(coded).to(dtype)
+    ids = torch.arange(5)
+    assert torch.equal(embedding(ids), coded.decode(ids).to(dtype))
+    assert torch.equal(embedding.float()(ids), coded.decode(ids))
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_materialized_it_gives_the_same_rows_and_the_same_state(request, codec):
+    compressed = request.getfixturevalue(codec)
+    packed, dense = CompressedEmbedding(compressed, scale=3.0), CompressedEmbedding(compressed, scale=3.0)
+    dense.set_mode("materialized")
+    ids = torch.randint(1200, (4, 7))
+    torch.testing.assert_close(dense(ids), packed(ids))
+    assert dense.state_dict().keys() == packed.state_dict().keys()
+    set_trainable(dense, "decoder")
+    assert dense.mode == "packed"
+    with pytest.raises(LighttokenError, match="mode=materialized has nothing to train"):
+        dense.set_mode("materialized")
+    with pytest.raises(LighttokenError, match="unknown mode='fast'; choose one of packed, materialized"):
+        packed.set_mode("fast")
+
+
+def test_packed_it_takes_the_memory_of_the_artifact(trellis):
+    held = sum(tensor.numel() * tensor.element_size() for tensor in CompressedEmbedding(trellis).buffers())
+    index = sum(tensor.numel() * tensor.element_size() for tensor in trellis.index.values())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in trellis.tensors.values())
+    assert held == stored + index
+    rows = len(trellis.tensors["decoder"]) * len(trellis.tensors["steps"])
+    assert index <= 1200 + 32 + 8 * (1200 // 32 + 1) + 8 * 16 + 7 * rows + 2 * 8 * 64  # tiers, blocks, layout, codebook
+
+
+def test_it_compiles_and_gives_the_same_rows(trellis):
+    embedding, ids = CompressedEmbedding(trellis), torch.tensor([[3, 7], [3, 900]])
+    compiled = torch.compile(embedding, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids), embedding(ids))

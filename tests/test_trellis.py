@@ -3,7 +3,7 @@ import torch
 
 from lighttoken.trellis import (
     codebook,
-    layout,
+    make_index,
     pack_step,
     pack_stream,
     pack_tiers,
@@ -47,9 +47,8 @@ def test_coefficients_are_what_the_moving_window_shows(state_bits, tiers):
     lengths = [10, 5, 0]
     rows = ["".join(str(int(b)) for b in torch.randint(2, (lengths[t],))) for t in tiers.tolist()]
     stream = pack_stream(torch.tensor([int(bit) for bit in "".join(rows)], dtype=torch.uint8))
-    starts = row_starts(tiers, STEPS)
-    assert starts.tolist() == [sum(map(len, rows[:i])) for i in range(len(rows))]
-    got = read_coefficients(stream, starts, tiers, book=codebook(state_bits), **layout(STEPS, GAIN, state_bits, RANK))
+    assert row_starts(tiers, STEPS).tolist() == [sum(map(len, rows[:i])) for i in range(len(rows))]
+    got = read_coefficients(torch.arange(len(tiers)), stream, GAIN, **make_index(tiers, STEPS, state_bits, RANK))
     expected = [naive(row, tier, state_bits) for row, tier in zip(rows, tiers.tolist(), strict=True)]
     torch.testing.assert_close(got, torch.tensor(expected))
 
