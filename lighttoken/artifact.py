@@ -42,12 +42,12 @@ FORMAT_VERSION = 3
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
 INDEX = ("tiers", "blocks", "lengths", "position", "component", "step", "book")  # of `trellis.make_index`
-ROWS_PER_CHUNK = 4096  # rows decoded at a time, so that work space stays small for vocabularies of any size
+ROWS_PER_CHUNK = 1024  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
 
 def hash_table(table: Tensor) -> str:
     """SHA-256, in hex, of a table's float32 values in row order."""
-    return hashlib.sha256(table.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(table.detach().float().cpu().contiguous().numpy().data).hexdigest()
 
 
 def decode_rows(ids: Tensor, tensors: Mapping[str, Tensor], dim: int) -> Tensor:
@@ -127,12 +127,9 @@ class CompressedTable:
             raise LighttokenError(
                 f"ids from {int(flat.min())} to {int(flat.max())} asked of a table with ids 0 to {self.shape[0] - 1}"
             )
-        rows = torch.cat(
-            [
-                decode_rows(chunk, self.tensors | self.index, self.shape[1])
-                for chunk in flat.long().split(ROWS_PER_CHUNK)
-            ]
-        )
+        rows, tensors = torch.empty(flat.numel(), self.shape[1]), self.tensors | self.index
+        for chunk, ids_of_chunk in zip(rows.split(ROWS_PER_CHUNK), flat.long().split(ROWS_PER_CHUNK), strict=True):
+            chunk.copy_(decode_rows(ids_of_chunk, tensors, self.shape[1]))
         return rows.view(*ids.shape, self.shape[1]).to(ids.device)
 
     def check(self) -> None:

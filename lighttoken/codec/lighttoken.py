@@ -122,6 +122,7 @@ class LightToken(Prior):
 
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights)
+        del coordinates  # as large as the table
         tensors: dict[str, Tensor | None] = {"codes": stream, "tiers": pack_tiers(plan.tiers), "steps": plan.steps}
         small: Precision = "int8"
         for name, matrix, precision in (

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROWS_PER_CHUNK = 8192  # so that work space stays small next to the table
+
 
 class ReconstructionLoss(NamedTuple):
     """Weighted means over a batch of rows; `total` is the loss, the rest is what it is made of."""
@@ -48,11 +50,13 @@ def table_errors(table: Tensor, rows: Tensor, weights: Tensor) -> dict[str, floa
     that have the smallest weights (V,).
     """
     variance = table_variance(table)
-    errors = (table - rows).square().mean(1) / variance
+    chunks = list(zip(table.split(ROWS_PER_CHUNK), rows.split(ROWS_PER_CHUNK), strict=True))
+    errors = torch.cat([(x - y).square().mean(1) for x, y in chunks]) / variance
+    cosines = torch.cat([torch.cosine_similarity(x, y, dim=1) for x, y in chunks])
     rarest = weights.argsort(stable=True)[: max(1, len(table) // 10)]
     return {
         "nmse": round(float(errors.mean()), 6),
         "weighted_nmse": round(float((weights * errors).mean()), 6),
         "rarest_nmse": round(float(errors[rarest].mean()), 6),
-        "cosine": round(float(torch.cosine_similarity(table, rows, dim=1).mean()), 6),
+        "cosine": round(float(cosines.mean()), 6),
     }

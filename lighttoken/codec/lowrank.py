@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+ROWS_PER_CHUNK = 8192  # so that work space stays small next to the table
+
 
 def weighted_moments(table: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the rows of a table (V, d) under row weights (V,) of mean 1.
@@ -10,8 +12,11 @@ def weighted_moments(table: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     The covariance is float64 and on the CPU, where all that is done with it takes no time.
     """
     mean = weights @ table / len(table)
-    scaled = (table - mean) * weights.sqrt().unsqueeze(1)
-    return mean, (scaled.T @ scaled).cpu().double() / len(table)
+    covariance = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for rows, part in zip(table.split(ROWS_PER_CHUNK), weights.split(ROWS_PER_CHUNK), strict=True):
+        scaled = (rows - mean) * part.sqrt().unsqueeze(1)
+        covariance += (scaled.T @ scaled).cpu()
+    return mean, covariance / len(table)
 
 
 def truncated_svd(table: Tensor, rank: int, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
