@@ -1,6 +1,9 @@
 """lighttoken: token-embedding tables made 25 to 100+ times smaller, once, for any task and any architecture."""
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +37,33 @@ _HOMES = {
     "measure_importance": "lighttoken.pipeline",
     "swap_embedding": "lighttoken.backbone",
 }
+
+
+class _OnTransformersImport(importlib.abc.MetaPathFinder):
+    """Registers our checkpoints with transformers when it is imported, be it before this package or after it."""
+
+    AT = "transformers.modeling_utils"
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != self.AT:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                importlib.import_module("lighttoken.loading")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if _OnTransformersImport.AT in sys.modules:
+    importlib.import_module("lighttoken.loading")
+else:
+    sys.meta_path.insert(0, _OnTransformersImport())
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from transformers import (
 from lighttoken.artifact import CompressedTable
 from lighttoken.embedding import CompressedEmbedding
 from lighttoken.errors import LighttokenError
+from lighttoken.loading import attach
 
 
 @dataclass(frozen=True)
@@ -144,20 +145,29 @@ def _scale(embedding: nn.Module) -> float:
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable) -> PreTrainedModel:
     """Replace the token embedding of a transformers model by a compressed one, in place; returns the model.
 
-    A head tied to the table keeps the original weights, dense and on its own, and a warning says so. Raises
-    LighttokenError if the compressed table has another shape than the model's.
+    `save_pretrained` then writes a checkpoint that every Auto class loads once lighttoken is imported. A head tied to
+    the table keeps the original weights, dense and on its own, and a warning says so. Raises LighttokenError if the
+    compressed table has another shape than the model's.
     """
+    old = find_embedding(model)
+    replace_embedding(model, compressed)
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is old.weight:
+        for name, tied in head.named_parameters():  # its bias was tied as well, in BERT's kin
+            setattr(head, name, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
+        model.config.tie_word_embeddings = False
+        warnings.warn(f"the head of {type(model).__name__} was tied to the table; it keeps dense weights", stacklevel=2)
+    attach(model, compressed)
+    return model
+
+
+def replace_embedding(model: PreTrainedModel, compressed: CompressedTable) -> None:
+    """Put a compressed embedding where the dense one was, on its device and in its precision."""
     old = find_embedding(model)
     if tuple(old.weight.shape) != compressed.shape:
         raise LighttokenError(
             f"the compressed table is {compressed.shape[0]} x {compressed.shape[1]} and the model's is "
             f"{old.weight.shape[0]} x {old.weight.shape[1]}; compress the table of this model"
         )
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is old.weight:
-        head.weight = nn.Parameter(old.weight.detach().clone(), requires_grad=old.weight.requires_grad)
-        model.config.tie_word_embeddings = False
-        warnings.warn(f"the head of {type(model).__name__} was tied to the table; it keeps dense weights", stacklevel=2)
     new = CompressedEmbedding(compressed, padding_idx=old.padding_idx, scale=_scale(old) or 1.0)
     model.set_input_embeddings(new.to(old.weight.device, old.weight.dtype))
-    return model

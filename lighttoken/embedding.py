@@ -40,8 +40,7 @@ class CompressedEmbedding(nn.Module):
         """`padding_idx` is the id whose row sends no gradient back; `scale` multiplies all rows."""
         super().__init__()
         self.num_embeddings, self.embedding_dim = compressed.shape
-        self.padding_idx, self.scale, self.ratio = padding_idx, scale, compressed.ratio
-        self.bits_per_row = 8 * compressed.tensors["codes"].numel() / compressed.shape[0]
+        self.padding_idx, self.scale = padding_idx, scale
         self._description = replace(compressed, tensors={})
         self._dtypes = {name: tensor.dtype for name, tensor in compressed.tensors.items()}
         for name, tensor in compressed.tensors.items():
@@ -127,14 +126,28 @@ class CompressedEmbedding(nn.Module):
             stored[name] = self._round(name, stored)[0].view_as(stored[name])
         return replace(self._description, tensors=stored)
 
+    def stored_buffers(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the persistent buffers, with what is trained now in them."""
+        return {_key(name): _as_integers(tensor) for name, tensor in self.compressed_table().tensors.items()}
+
     @property
     def weight(self) -> Tensor:
         """The whole table (V, d), unscaled, decoded on each access; for code that asks an embedding for its weight."""
         return self._rows(torch.arange(self.num_embeddings, device=self.codes.device))
 
     def __repr__(self) -> str:
-        sizes = f"{self.num_embeddings}, {self.embedding_dim}"
-        return f"CompressedEmbedding({sizes}, ratio={self.ratio:.1f}, bits_per_row={self.bits_per_row:.1f})"
+        bits = 8 * self.codes.numel() / self.num_embeddings
+        told = f"{self.num_embeddings}, {self.embedding_dim}, bits_per_row={bits:.1f}"
+        return (
+            f"CompressedEmbedding({told})"
+            if self.codes.is_meta
+            else f"CompressedEmbedding({told}, ratio={self.ratio:.1f})"
+        )
+
+    @property
+    def ratio(self) -> float:
+        """V x d x 4 bytes over the bytes of the artifact."""
+        return self.compressed_table().ratio
 
 
 def set_trainable(embedding: nn.Module, trainable: Trainable) -> None:

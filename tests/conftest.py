@@ -1,5 +1,6 @@
 """Small random models, tokenizers and data, made on the spot; no network (pytest-socket, see pyproject.toml)."""
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -74,7 +75,7 @@ def make_model() -> Callable[..., PreTrainedModel]:
     """A small random model of an architecture, under any Auto class."""
 
     def make(architecture: str = "bert", auto_class: type = AutoModel) -> PreTrainedModel:
-        return auto_class.from_config(CONFIGS[architecture]).eval()
+        return auto_class.from_config(copy.deepcopy(CONFIGS[architecture])).eval()  # a swap writes into it
 
     return make
 

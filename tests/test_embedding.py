@@ -141,7 +141,7 @@ def test_state_dict_and_deep_copy_keep_every_row(request, codec):
 
 def test_repr_tells_the_shape_and_the_ratio(coded):
     bits = coded.summary["bits_per_row"]
-    expected = f"CompressedEmbedding(1200, 32, ratio={coded.ratio:.1f}, bits_per_row={bits:.1f})"
+    expected = f"CompressedEmbedding(1200, 32, bits_per_row={bits:.1f}, ratio={coded.ratio:.1f})"
     assert repr(CompressedEmbedding(coded)) == expected
 
 

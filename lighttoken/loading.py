@@ -1,0 +1,138 @@
+"""Checkpoints: after `import lighttoken`, `from_pretrained` loads a model with a compressed table as any other.
+
+All that leans on the inside of transformers' loader is in this file (tried with 5.23). `config.json` gets a
+`quantization_config` that describes the artifact; the embedding's tensors lie next to the model's other weights. The
+codes are stored under the name of the dense weight: a transformers without lighttoken, which would skip the method it
+does not know and draw a random table, stops at their shape instead.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lighttoken.artifact import FORMAT_VERSION, CompressedTable
+from lighttoken.embedding import CompressedEmbedding
+from lighttoken.errors import LighttokenError
+
+METHOD = "lighttoken"
+
+
+@register_quantization_config(METHOD)
+class LighttokenConfig(QuantizationConfigMixin):
+    """What an artifact says next to its tensors, and their types and shapes; plain JSON values."""
+
+    format_version: int
+    codec: str
+    shape: list[int]
+    state_bits: int
+    source_sha256: str
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    versions: dict[str, str]
+    tensors: dict[str, tuple[str, list[int]]]  # type and shape
+
+    def __init__(self, **described: Any):
+        self.quant_method: Any = METHOD
+        for key, value in described.items():
+            setattr(self, key, value)
+
+    @classmethod
+    def of(cls, compressed: CompressedTable) -> "LighttokenConfig":
+        return cls(
+            format_version=FORMAT_VERSION,
+            codec=compressed.codec,
+            shape=list(compressed.shape),
+            state_bits=compressed.state_bits,
+            source_sha256=compressed.source_sha256,
+            settings=compressed.settings,
+            summary=compressed.summary,
+            versions=compressed.versions,
+            tensors={
+                name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+                for name, tensor in compressed.tensors.items()
+            },
+        )
+
+    def empty_table(self) -> CompressedTable:
+        """The compressed table without what its tensors hold. Raises LighttokenError for another format version."""
+        if self.format_version != FORMAT_VERSION:
+            raise LighttokenError(
+                f"the checkpoint's table has format version {self.format_version}, this lighttoken reads "
+                f"{FORMAT_VERSION}; "
+                + ("update lighttoken" if self.format_version > FORMAT_VERSION else "compress the model again")
+            )
+        return CompressedTable(
+            codec=self.codec,
+            shape=(self.shape[0], self.shape[1]),
+            tensors={
+                name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+                for name, (dtype, shape) in self.tensors.items()
+            },
+            source_sha256=self.source_sha256,
+            state_bits=self.state_bits,
+            settings=self.settings,
+            summary=self.summary,
+            versions=self.versions,
+        )
+
+
+@register_quantizer(METHOD)
+class LighttokenQuantizer(HfQuantizer):
+    """Puts the compressed embedding in before the weights are loaded, and makes what follows from them after."""
+
+    requires_calibration = True  # a dense checkpoint is compressed by `lighttoken.compress`, not while it is loaded
+    quantization_config: LighttokenConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        from lighttoken.backbone import replace_embedding
+
+        replace_embedding(model, self.quantization_config.empty_table())
+        self._remember(model)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        _find(model)[1].prepare()
+        return model
+
+    def _remember(self, model: PreTrainedModel) -> None:
+        self._name = _find(model)[0].rpartition(".")[2]  # checkpoints of the body and of its heads differ before it
+
+    def get_weight_conversions(self) -> list[WeightRenaming]:
+        return [WeightRenaming(f"{self._name}.weight", f"{self._name}.codes")]
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What `save_pretrained` writes: what was trained goes where it is stored."""
+        path, embedding = _find(model)
+        state = {name: each for name, each in model.state_dict().items() if not name.startswith(f"{path}.trained.")}
+        return state | {f"{path}.{name}": each for name, each in embedding.stored_buffers().items()}, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def attach(model: PreTrainedModel, compressed: CompressedTable) -> None:
+    """Make `save_pretrained` write a model whose embedding was swapped as a checkpoint that loads again."""
+    quantizer = LighttokenQuantizer(LighttokenConfig.of(compressed), pre_quantized=True)
+    quantizer._remember(model)
+    loaded: Any = model  # what from_pretrained sets
+    loaded.hf_quantizer, loaded.is_quantized, loaded.quantization_method = quantizer, True, METHOD
+    loaded._weight_conversions = quantizer.get_weight_conversions()
+    quantizer.postprocess_model(model)
+
+
+def _find(model: PreTrainedModel) -> tuple[str, CompressedEmbedding]:
+    """Where the compressed embedding is in a model, and itself."""
+    embedding: Any = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embedding), embedding

@@ -1,0 +1,136 @@
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
+from lighttoken.artifact import FORMAT_VERSION
+from lighttoken.codec.lighttoken import LightToken
+from lighttoken.embedding import set_trainable
+
+IDS = torch.arange(1, 19).view(2, 9)
+TRELLIS = LightToken(state_bits=6)
+AUTO_CLASSES = [AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM]
+
+
+def swapped(model, codec=TRELLIS):
+    return swap_embedding(model, compress_table(model.get_input_embeddings().weight, codec, 2.0, progress=False))
+
+
+@torch.no_grad()
+def outputs(model):
+    return model.eval()(IDS)[0]
+
+
+@pytest.mark.filterwarnings("ignore:the head of")
+@pytest.mark.parametrize("auto_class", AUTO_CLASSES)
+@pytest.mark.parametrize("codec", ["svd", TRELLIS], ids=["svd", "lighttoken"])
+def test_a_checkpoint_loads_with_from_pretrained_and_gives_the_same_outputs(
+    make_model, architecture, auto_class, codec, tmp_path
+):
+    model = swapped(make_model(architecture, auto_class), codec)
+    model.save_pretrained(tmp_path / "first")
+    loaded, report = auto_class.from_pretrained(tmp_path / "first", output_loading_info=True)
+    assert not any(report.values()), report
+    assert isinstance(loaded.get_input_embeddings(), CompressedEmbedding)
+    assert torch.equal(outputs(loaded), outputs(model))
+    loaded.save_pretrained(tmp_path / "second")
+    again = auto_class.from_pretrained(tmp_path / "second")
+    assert torch.equal(outputs(again), outputs(model))
+    first, second = (load_file(tmp_path / each / "model.safetensors") for each in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_body_of_a_checkpoint_with_a_head_loads_too(make_model, architecture, tmp_path):
+    model = swapped(make_model(architecture, AutoModelForSequenceClassification))
+    model.save_pretrained(tmp_path)
+    body = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(body.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_the_file_is_smaller_by_what_the_table_saves(make_model, tmp_path):
+    dense = make_model()
+    table = dense.get_input_embeddings().weight.detach()
+    dense.save_pretrained(tmp_path / "dense")
+    compressed = compress_table(table, TRELLIS, 4.0, progress=False)
+    swap_embedding(dense, compressed).save_pretrained(tmp_path / "packed")
+    before, after = ((tmp_path / each / "model.safetensors").stat().st_size for each in ("dense", "packed"))
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in compressed.tensors.values())
+    assert before - after == pytest.approx(table.numel() * 4 - stored, abs=800)  # names and shapes in the header
+
+
+def test_shards_subfolders_and_half_precision_load(make_model, tmp_path):
+    model = swapped(make_model())
+    model.save_pretrained(tmp_path / "sub", max_shard_size="10KB")
+    assert len(list((tmp_path / "sub").glob("*.safetensors"))) > 1
+    loaded = AutoModel.from_pretrained(tmp_path, subfolder="sub", dtype=torch.bfloat16, device_map="cpu")
+    embedding = loaded.get_input_embeddings()
+    assert embedding(IDS).dtype == loaded(IDS)[0].dtype == torch.bfloat16
+    assert torch.equal(embedding(IDS), model.get_input_embeddings()(IDS).bfloat16())
+
+
+def test_what_was_trained_is_saved(make_model, tmp_path):
+    model = swapped(make_model("bert", AutoModelForSequenceClassification))
+    set_trainable(model.get_input_embeddings(), "decoder")
+    before = outputs(model)
+    for parameter in model.get_input_embeddings().parameters():
+        parameter.data *= 1.3
+    assert not torch.equal(outputs(model), before)
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    torch.testing.assert_close(outputs(loaded), outputs(model))
+
+
+def test_a_deep_copy_saves_and_loads(make_model, tmp_path):
+    model = swapped(make_model())
+    copy.deepcopy(model).save_pretrained(tmp_path)
+    assert torch.equal(outputs(AutoModel.from_pretrained(tmp_path)), outputs(model))
+
+
+LOAD = "from transformers import AutoModel; AutoModel.from_pretrained({folder!r})"
+
+
+@pytest.mark.parametrize(
+    "order", ["import lighttoken; " + LOAD, "import transformers.modeling_utils, lighttoken; " + LOAD]
+)
+def test_lighttoken_may_be_imported_before_or_after_transformers(make_model, tmp_path, order):
+    swapped(make_model()).save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", order.format(folder=str(tmp_path))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_lighttoken_the_load_fails_instead_of_drawing_a_random_table(make_model, tmp_path):
+    swapped(make_model()).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD.format(folder=str(tmp_path))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "size mismatch" in done.stderr or "ignore_mismatched_sizes" in done.stderr
+
+
+def test_a_newer_or_mismatched_checkpoint_is_refused(make_model, tmp_path):
+    swapped(make_model()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    newer = config["quantization_config"] | {"format_version": FORMAT_VERSION + 1}
+    path.write_text(json.dumps(config | {"quantization_config": newer}))
+    with pytest.raises(LighttokenError, match=f"format version {FORMAT_VERSION + 1}.*update lighttoken"):
+        AutoModel.from_pretrained(tmp_path)
+    path.write_text(json.dumps(config | {"vocab_size": 150}))
+    with pytest.raises(LighttokenError, match="compressed table is 200 x 32 and the model's is 150 x 32"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_damaged_shard_is_refused(make_model, tmp_path):
+    swapped(make_model()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Exception, match=r"model\.safetensors|incomplete|deserializ"):
+        AutoModel.from_pretrained(tmp_path)
