@@ -136,7 +136,8 @@ def read_coefficients(
 
 def pack_stream(bits: Tensor) -> Tensor:
     """Bits (N,), 0 or 1, as the bytes that `read_coefficients` reads."""
-    padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8)).view(-1, 8)
-    weights = 1 << torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-    packed = (padded * weights).sum(1, dtype=torch.uint8)
-    return torch.cat([packed.new_zeros(LEAD), packed])
+    packed = torch.zeros(LEAD + -(-len(bits) // 8), dtype=torch.uint8, device=bits.device)
+    for j in range(8):  # without a copy of the bits, which are as many as the table has bytes at small ratios
+        part = bits[j::8].to(torch.uint8)
+        packed[LEAD : LEAD + len(part)] |= part << (7 - j)
+    return packed

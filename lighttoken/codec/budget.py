@@ -20,7 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("int4", "int8")  # of the decoder, likewise
 # unit Gaussian (0.0115): codes are searched along the directions as stored, so that some of it is made up for.
 PRECISION_ERROR = {"int4": 0.006, "int8": 4e-5}
 LEAST_RATE = 0.02  # bits per coefficient: directions that deserve less get none
-ROWS_PER_CHUNK = 8192
+ROWS_PER_CHUNK = 2048
 PRIOR_ROWS = 64  # rows that the common spectrum counts for when a tier's own is estimated
 
 

@@ -28,7 +28,7 @@ from lighttoken.trellis import MAX_STATE_BITS, MAX_TIERS, codebook, pack_stream,
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-ROWS_PER_CHUNK = 8192
+ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
 
 Metric = Literal["euclidean", "backbone"]
@@ -113,6 +113,7 @@ class LightToken(Prior):
         decoder = ((inverse_root @ directions) * scale).T[: plan.rank].to(table)
 
         # 3. Hash codes: for each row, the bits that lead next to its coordinates along the directions as stored.
+        del coordinates  # as large as the table, like those that follow
         decoder = _stored(decoder, plan.precision)
         seen = (decoder.cpu().double() @ root).to(table)  # as the metric sees them
         norms = torch.linalg.vector_norm(seen, dim=1)
@@ -122,7 +123,7 @@ class LightToken(Prior):
 
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights)
-        del coordinates  # as large as the table
+        del coordinates
         tensors: dict[str, Tensor | None] = {"codes": stream, "tiers": pack_tiers(plan.tiers), "steps": plan.steps}
         small: Precision = "int8"
         for name, matrix, precision in (

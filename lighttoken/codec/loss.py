@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS_PER_CHUNK = 8192  # so that work space stays small next to the table
+ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
 
 class ReconstructionLoss(NamedTuple):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-ROWS_PER_CHUNK = 8192  # so that work space stays small next to the table
+ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
 
 def weighted_moments(table: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-ROWS_PER_FIT = 8192  # rows that are widened to float32 at a time
+ROWS_PER_FIT = 2048  # rows that are widened to float32 at a time
 ROWS_PER_CHUNK = 2048  # rows whose correlations with all decoder rows fit into a cache
 
 

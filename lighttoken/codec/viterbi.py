@@ -18,11 +18,10 @@ def search(targets: Sequence[Tensor], books: Sequence[Tensor], bits: Sequence[in
     norms = [book.square().sum(1, keepdim=True) for book in books]
     factors = [-2 * book for book in books]
     chunk = max(16, WORK_SPACE // states)
-    found = [
-        _search_chunk([target.T.contiguous() for target in chunks], factors, norms, bits, state_bits)
-        for chunks in zip(*(target.split(chunk) for target in targets), strict=True)
-    ]
-    return torch.cat(found)
+    found = torch.empty(len(targets[0]), len(bits), dtype=torch.int32, device=targets[0].device)
+    for part, *chunks in zip(found.split(chunk), *(target.split(chunk) for target in targets), strict=True):
+        part.copy_(_search_chunk([each.T.contiguous() for each in chunks], factors, norms, bits, state_bits))
+    return found
 
 
 def _search_chunk(
