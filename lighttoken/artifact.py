@@ -109,7 +109,7 @@ class CompressedTable:
         """What `decode_rows` needs next to the tensors to find its way in a trellis code."""
         if not self.state_bits:
             return {}
-        tiers, steps = unpack_tiers(self.tensors["tiers"], self.shape[0]), self.tensors["steps"]
+        tiers, steps = unpack_tiers(self.tensors["tiers"].cpu(), self.shape[0]), self.tensors["steps"].cpu()
         index = make_index(tiers, steps, self.state_bits, len(self.tensors["decoder"]))
         return {f"index.{name}": index[name] for name in INDEX}
 
@@ -218,12 +218,7 @@ def load_table(directory: str | Path) -> CompressedTable:
             raise LighttokenError(f"no artifact at {directory}: {path} is missing; make one with lighttoken.compress")
     try:
         metadata = json.loads(metadata_path.read_bytes())
-        version = metadata["format_version"]
-        if version != FORMAT_VERSION:
-            raise LighttokenError(
-                f"{metadata_path} has format version {version}, this lighttoken reads {FORMAT_VERSION}; "
-                + ("update lighttoken" if version > FORMAT_VERSION else "compress the table again")
-            )
+        check_version(str(metadata_path), metadata["format_version"])
         content = tensors_path.read_bytes()
         if hashlib.sha256(content).hexdigest() != metadata["tensors_sha256"]:
             raise LighttokenError(
@@ -249,6 +244,13 @@ def load_table(directory: str | Path) -> CompressedTable:
             f"{metadata_path} is damaged or no lighttoken artifact ({type(error).__name__}: {error}); make it again"
         ) from error
     return compressed
+
+
+def check_version(where: str, version: int) -> None:
+    """Raise LighttokenError if what is stored at `where` has another format version than this code reads."""
+    if version != FORMAT_VERSION:
+        cure = "update lighttoken" if version > FORMAT_VERSION else "compress the table again"
+        raise LighttokenError(f"{where} has format version {version}, this lighttoken reads {FORMAT_VERSION}; {cure}")
 
 
 def make_directory(directory: Path) -> None:

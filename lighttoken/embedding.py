@@ -101,9 +101,12 @@ class CompressedEmbedding(nn.Module):
         with torch.autocast(ids.device.type, enabled=False):
             return decode_rows(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
 
+    def _stored(self) -> dict[str, Tensor]:
+        return {name: getattr(self, _key(name)).view(dtype) for name, dtype in self._dtypes.items()}
+
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""
-        tensors = {name: getattr(self, _key(name)).view(dtype) for name, dtype in self._dtypes.items()}
+        tensors = self._stored()
         index = {
             f"index.{name}": getattr(self, _key(f"index.{name}")) for name in INDEX if self._description.state_bits
         }
@@ -121,7 +124,7 @@ class CompressedEmbedding(nn.Module):
 
     def compressed_table(self) -> CompressedTable:
         """The compressed table as it is now, fine-tuned or not: the same bytes on disk as before."""
-        stored = {name: getattr(self, _key(name)).view(dtype) for name, dtype in self._dtypes.items()}
+        stored = self._stored()
         for name in self.trained:
             stored[name] = self._round(name, stored)[0].view_as(stored[name])
         return replace(self._description, tensors=stored)
@@ -137,12 +140,8 @@ class CompressedEmbedding(nn.Module):
 
     def __repr__(self) -> str:
         bits = 8 * self.codes.numel() / self.num_embeddings
-        told = f"{self.num_embeddings}, {self.embedding_dim}, bits_per_row={bits:.1f}"
-        return (
-            f"CompressedEmbedding({told})"
-            if self.codes.is_meta
-            else f"CompressedEmbedding({told}, ratio={self.ratio:.1f})"
-        )
+        ratio = "" if self.codes.is_meta else f", ratio={self.ratio:.1f}"
+        return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}, bits_per_row={bits:.1f}{ratio})"
 
     @property
     def ratio(self) -> float:

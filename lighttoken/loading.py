@@ -15,9 +15,8 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lighttoken.artifact import FORMAT_VERSION, CompressedTable
+from lighttoken.artifact import FORMAT_VERSION, CompressedTable, check_version
 from lighttoken.embedding import CompressedEmbedding
-from lighttoken.errors import LighttokenError
 
 METHOD = "lighttoken"
 
@@ -60,12 +59,7 @@ class LighttokenConfig(QuantizationConfigMixin):
 
     def empty_table(self) -> CompressedTable:
         """The compressed table without what its tensors hold. Raises LighttokenError for another format version."""
-        if self.format_version != FORMAT_VERSION:
-            raise LighttokenError(
-                f"the checkpoint's table has format version {self.format_version}, this lighttoken reads "
-                f"{FORMAT_VERSION}; "
-                + ("update lighttoken" if self.format_version > FORMAT_VERSION else "compress the model again")
-            )
+        check_version("the checkpoint's table", self.format_version)
         return CompressedTable(
             codec=self.codec,
             shape=(self.shape[0], self.shape[1]),

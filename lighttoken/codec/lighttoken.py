@@ -124,16 +124,8 @@ class LightToken(Prior):
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights)
         del coordinates
-        tensors: dict[str, Tensor | None] = {"codes": stream, "tiers": pack_tiers(plan.tiers), "steps": plan.steps}
-        small: Precision = "int8"
-        for name, matrix, precision in (
-            ("gain", plan.gain, small),
-            ("decoder", decoder, plan.precision),
-            ("bias", bias.unsqueeze(0), small),
-        ):
-            tensors[name], tensors[f"{name}.scale"] = quantize(matrix, precision, scale_dim=0)
-        stored = {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
-        compressed = replace(empty, tensors=stored, state_bits=self.state_bits)
+        tensors = _store(plan, stream, decoder, bias)
+        compressed = replace(empty, tensors=tensors, state_bits=self.state_bits)
         errors = table_errors(table.cpu(), compressed.decode(), weights.cpu())
         return replace(compressed, summary=_describe(plan) | errors)
 
@@ -211,6 +203,19 @@ def _stored(matrix: Tensor, precision: Precision) -> Tensor:
     """A matrix as it will be read back from the artifact."""
     values, scale = quantize(matrix, precision, scale_dim=0)
     return dequantize(values, scale, matrix.shape[1])
+
+
+def _store(plan: Plan, stream: Tensor, decoder: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """The tensors of the artifact."""
+    tensors: dict[str, Tensor | None] = {"codes": stream, "tiers": pack_tiers(plan.tiers), "steps": plan.steps}
+    small: Precision = "int8"
+    for name, matrix, precision in (
+        ("gain", plan.gain, small),
+        ("decoder", decoder, plan.precision),
+        ("bias", bias.unsqueeze(0), small),
+    ):
+        tensors[name], tensors[f"{name}.scale"] = quantize(matrix, precision, scale_dim=0)
+    return {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
 
 
 def _describe(plan: Plan) -> dict[str, Any]:
