@@ -41,7 +41,7 @@ from lighttoken.trellis import (
 FORMAT_VERSION = 3
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
-INDEX = ("tiers", "blocks", "lengths", "position", "component", "step", "book")  # of `trellis.make_index`
+INDEX = ("tiers", "blocks", "lengths", "columns", "position", "component", "step", "book")  # of `trellis.make_index`
 ROWS_PER_CHUNK = 1024  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
 
@@ -55,23 +55,35 @@ def decode_rows(ids: Tensor, tensors: Mapping[str, Tensor], dim: int) -> Tensor:
 
     `tensors` are those of `CompressedTable.tensors`, with the entries of `CompressedTable.index` next to them.
     """
+    bias, basis = read_basis(tensors, dim)
+    return torch.addmm(bias, read_coordinates(ids, tensors), basis)
 
-    def matrix(name: str, columns: int = dim) -> Tensor:
-        return dequantize(tensors[name], tensors.get(f"{name}.scale"), columns)
 
-    decoder = matrix("decoder")
+def read_basis(tensors: Mapping[str, Tensor], dim: int) -> tuple[Tensor, Tensor]:
+    """The bias (d,), and the decoder over the right factor, (m + k, d): what all rows share."""
+    basis = _matrix(tensors, "decoder", dim)
+    if "right" in tensors:
+        basis = torch.cat([basis, _matrix(tensors, "right", dim)])
+    return _matrix(tensors, "bias", dim).view(-1), basis
+
+
+def read_coordinates(ids: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What rows of ids (n,) have of each row of the basis: the coefficients, then the left factor, (n, m + k)."""
     if "steps" in tensors:
         index = {name: tensors[f"index.{name}"] for name in INDEX}
-        gain = matrix("gain", tensors["steps"].shape[1])
-        coefficients = read_coefficients(ids, tensors["codes"], gain, **index)
+        gain = _matrix(tensors, "gain", tensors["steps"].shape[1])
+        coordinates = read_coefficients(ids, tensors["codes"], gain, **index)
     else:
-        coefficients = unpack_bits(tensors["codes"][ids], len(decoder)).float()
-    rows = torch.addmm(matrix("bias").view(-1), coefficients, decoder)
+        coordinates = unpack_bits(tensors["codes"][ids], len(tensors["decoder"])).float()
     if "left" in tensors:
-        right = matrix("right")
         left = torch.nn.functional.embedding(ids, tensors["left"])
-        rows = torch.addmm(rows, dequantize(left, tensors.get("left.scale"), len(right)), right)
-    return rows
+        left = dequantize(left, tensors.get("left.scale"), len(tensors["right"]))
+        coordinates = torch.cat([coordinates, left], 1)
+    return coordinates
+
+
+def _matrix(tensors: Mapping[str, Tensor], name: str, columns: int) -> Tensor:
+    return dequantize(tensors[name], tensors.get(f"{name}.scale"), columns)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class CompressedTable:
     def matrix(self, name: str) -> Tensor:
         """A stored matrix in float32."""
         columns = {"left": self.rank, "gain": self.tensors["steps"].shape[1] if self.state_bits else 0}
-        return dequantize(self.tensors[name], self.tensors.get(f"{name}.scale"), columns.get(name, self.shape[1]))
+        return _matrix(self.tensors, name, columns.get(name, self.shape[1]))
 
     @property
     def rank(self) -> int:

@@ -1,10 +1,9 @@
 """Everything that touches a pretrained model: where it comes from, where its table is, how the table is swapped."""
 
 import importlib.util
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from lighttoken.artifact import CompressedTable
-from lighttoken.embedding import CompressedEmbedding
+from lighttoken.embedding import CompressedEmbedding, CompressedHead, SharedEmbedding, Tie
 from lighttoken.errors import LighttokenError
 from lighttoken.loading import attach
 
@@ -129,7 +128,8 @@ class Backbone:
 def find_embedding(model: nn.Module) -> nn.Embedding:
     """The token embedding of any transformers model. Raises LighttokenError if it is not a dense one."""
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    if not isinstance(embedding, nn.Embedding) or (type(embedding) is not nn.Embedding and not _scale(embedding)):
+    scaled = hasattr(embedding, "embed_scale")  # as BART's and Gemma's
+    if not isinstance(embedding, nn.Embedding) or not (type(embedding) is nn.Embedding or scaled):
         raise LighttokenError(
             f"{type(model).__name__} has {type(embedding).__name__} as its token embedding, not nn.Embedding; "
             "load the original, uncompressed checkpoint"
@@ -137,37 +137,65 @@ def find_embedding(model: nn.Module) -> nn.Embedding:
     return embedding
 
 
-def _scale(embedding: nn.Module) -> float:
-    """What a scaled embedding (BART, Gemma) multiplies its rows by; 0 if it says nothing of it."""
-    return float(getattr(embedding, "embed_scale", 0.0))
-
-
-def swap_embedding(model: PreTrainedModel, compressed: CompressedTable) -> PreTrainedModel:
+def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:
     """Replace the token embedding of a transformers model by a compressed one, in place; returns the model.
 
-    `save_pretrained` then writes a checkpoint that every Auto class loads once lighttoken is imported. A head tied to
-    the table keeps the original weights, dense and on its own, and a warning says so. Raises LighttokenError if the
-    compressed table has another shape than the model's.
+    `tie` says what becomes of an output head that shares the table: `compressed`, and its logits are computed from the
+    compressed table as well, without decoding it; `untie`, and it keeps the original weights, dense and on its own.
+    `save_pretrained` then writes a checkpoint that every Auto class loads once lighttoken is imported. Raises
+    LighttokenError if the compressed table has another shape than the model's, or for another `tie`.
     """
-    old = find_embedding(model)
-    replace_embedding(model, compressed)
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is old.weight:
-        for name, tied in head.named_parameters():  # its bias was tied as well, in BERT's kin
-            setattr(head, name, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
-        model.config.tie_word_embeddings = False
-        warnings.warn(f"the head of {type(model).__name__} was tied to the table; it keeps dense weights", stacklevel=2)
-    attach(model, compressed)
+    if tie not in get_args(Tie):
+        raise LighttokenError(f"unknown tie={tie!r}; choose one of {', '.join(get_args(Tie))}")
+    shared = replace_embedding(model, compressed, tie)
+    own_head = model.get_output_embeddings() is not None and not shared
+    attach(model, compressed, "untie" if own_head else tie)
     return model
 
 
-def replace_embedding(model: PreTrainedModel, compressed: CompressedTable) -> None:
-    """Put a compressed embedding where the dense one was, on its device and in its precision."""
+def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> bool:
+    """Put a compressed embedding where the dense one was, on its device and in its precision.
+
+    Returns whether the output head shared the table.
+    """
     old = find_embedding(model)
+    head: Any = model.get_output_embeddings()
     if tuple(old.weight.shape) != compressed.shape:
         raise LighttokenError(
             f"the compressed table is {compressed.shape[0]} x {compressed.shape[1]} and the model's is "
             f"{old.weight.shape[0]} x {old.weight.shape[1]}; compress the table of this model"
         )
-    new = CompressedEmbedding(compressed, padding_idx=old.padding_idx, scale=_scale(old) or 1.0)
-    model.set_input_embeddings(new.to(old.weight.device, old.weight.dtype))
+    scale = getattr(old, "embed_scale", 1.0)
+    round_scale = isinstance(scale, Tensor)  # then the number is next to it, as the tensor is empty while one loads
+    number = float(getattr(old, "scalar_embed_scale", 1.0) if round_scale else scale)
+    new = CompressedEmbedding(compressed, padding_idx=old.padding_idx, scale=number, round_scale=round_scale)
+    new = new.to(old.weight.device, old.weight.dtype)
+    sharers = {
+        target.removesuffix(".weight"): model.get_submodule(target.removesuffix(".weight"))
+        for target in _forget_ties(model, old)
+    }
+    model.set_input_embeddings(new)
+    for path, module in sharers.items():
+        if module is not head:
+            model.set_submodule(path, SharedEmbedding(new))
+        elif tie == "compressed":
+            model.set_submodule(path, CompressedHead(new, head.bias))
+        else:
+            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    return head in sharers.values()
+
+
+def _forget_ties(model: PreTrainedModel, embedding: nn.Embedding) -> list[str]:
+    """Make transformers forget which weights it ties to the table; their names."""
+    source = next(name for name, module in model.named_modules() if module is embedding) + ".weight"
+    tied = [target for target, each in model.all_tied_weights_keys.items() if each == source]
+    for prefix, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            for keys in ("_tied_weights_keys", "all_tied_weights_keys"):
+                kept = {
+                    target: each
+                    for target, each in (getattr(part, keys, None) or {}).items()
+                    if f"{prefix}.{each}".lstrip(".") != source
+                }
+                setattr(part, keys, kept)
+    return tied

@@ -1,4 +1,4 @@
-"""CompressedEmbedding: looks rows up straight from codes and factors."""
+"""CompressedEmbedding: looks rows up straight from codes and factors; CompressedHead: logits over them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,13 +6,16 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lighttoken.artifact import INDEX, CompressedTable, decode_rows
+from lighttoken.artifact import INDEX, CompressedTable, decode_rows, read_basis, read_coordinates
 from lighttoken.errors import LighttokenError
 from lighttoken.packing import dequantize, precision_of, quantize
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
 Mode = Literal["packed", "materialized"]
+Tie = Literal["compressed", "untie"]
+ROWS_PER_CHUNK = 2048  # of the table that a head reads at a time
 DECODER = ("decoder", "bias")
 FACTORS = ("left", "right", "gain")
 # Floats are kept as integers of the same bits: a model's .half(), or a loader's dtype, must not round what is stored.
@@ -35,12 +38,20 @@ class CompressedEmbedding(nn.Module):
     table: Tensor | None
 
     def __init__(
-        self, compressed: CompressedTable, padding_idx: int | None = None, scale: float = 1.0, mode: Mode = "packed"
+        self,
+        compressed: CompressedTable,
+        padding_idx: int | None = None,
+        scale: float = 1.0,
+        round_scale: bool = False,
+        mode: Mode = "packed",
     ):
-        """`padding_idx` is the id whose row sends no gradient back; `scale` multiplies all rows."""
+        """`padding_idx` is the id whose row sends no gradient back.
+
+        `scale` multiplies all rows; with `round_scale` it takes the precision of the model first, as Gemma's does.
+        """
         super().__init__()
         self.num_embeddings, self.embedding_dim = compressed.shape
-        self.padding_idx, self.scale = padding_idx, scale
+        self.padding_idx, self.scale, self.round_scale = padding_idx, scale, round_scale
         self._description = replace(compressed, tensors={})
         self._dtypes = {name: tensor.dtype for name, tensor in compressed.tensors.items()}
         for name, tensor in compressed.tensors.items():
@@ -48,6 +59,7 @@ class CompressedEmbedding(nn.Module):
         self.register_buffer("like", torch.empty(0), persistent=False)  # has the precision of the model
         self.trained = nn.ParameterDict()
         self.mode: Mode = mode
+        self._prepared = False
         self.prepare()
         self.register_load_state_dict_post_hook(lambda module, _: module.prepare())
 
@@ -58,6 +70,7 @@ class CompressedEmbedding(nn.Module):
         table = self.compressed_table()
         for name, tensor in table.index.items():
             self.register_buffer(_key(name), tensor.to(self.codes.device), persistent=False)
+        self._prepared = True
         self.set_mode(self.mode)
 
     def set_mode(self, mode: Mode) -> None:
@@ -85,8 +98,9 @@ class CompressedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (*ids.shape, d) of ids of any shape."""
+        scale = self.like.new_tensor(self.scale) if self.round_scale else self.scale
         if self.table is not None:
-            return nn.functional.embedding(ids, self.table) * self.scale
+            return nn.functional.embedding(ids, self.table) * scale
         if torch.compiler.is_compiling():  # the number of unique ids is not known then
             unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         else:
@@ -94,7 +108,34 @@ class CompressedEmbedding(nn.Module):
         rows = self._rows(unique)
         if self.padding_idx is not None:
             rows = torch.where((unique == self.padding_idx).unsqueeze(1), rows.detach(), rows)
-        return nn.functional.embedding(positions, rows * self.scale)
+        return nn.functional.embedding(positions, rows * scale)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Products (..., V) of vectors (..., d) with all rows, unscaled, as a head tied to the table makes them.
+
+        Packed, no row is decoded: the vectors are brought to the basis and multiplied with the coefficients, chunk by
+        chunk. A backward pass reads the coefficients again instead of keeping them.
+        """
+        if self.table is not None:
+            return nn.functional.linear(vectors, self.table)
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat, tensors = vectors.float().reshape(-1, self.embedding_dim), self._tensors()
+            bias, basis = read_basis(tensors, self.embedding_dim)
+            projected = flat @ torch.cat([basis, bias.unsqueeze(0)]).T
+            projected, offset = projected[:, :-1], projected[:, -1:]
+            chunks = torch.arange(self.num_embeddings, device=vectors.device).split(ROWS_PER_CHUNK)
+
+            def product(ids: Tensor) -> Tensor:
+                return torch.addmm(offset, projected, read_coordinates(ids, tensors).T).to(self.like.dtype)
+
+            if torch.is_grad_enabled():
+                parts = [checkpoint(product, ids, use_reentrant=False) for ids in chunks]
+                products = torch.cat(parts, 1)
+            else:
+                products = torch.empty(len(flat), self.num_embeddings, dtype=self.like.dtype, device=vectors.device)
+                for part, ids in zip(products.split(ROWS_PER_CHUNK, 1), chunks, strict=True):
+                    part.copy_(product(ids))
+        return products.view(*vectors.shape[:-1], -1)
 
     def _rows(self, ids: Tensor) -> Tensor:
         # Autocast does not round the rows of a dense embedding either.
@@ -136,6 +177,8 @@ class CompressedEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole table (V, d), unscaled, decoded on each access; for code that asks an embedding for its weight."""
+        if not self._prepared:  # while a model is loaded
+            return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.like.dtype, device="meta")
         return self._rows(torch.arange(self.num_embeddings, device=self.codes.device))
 
     def __repr__(self) -> str:
@@ -147,6 +190,43 @@ class CompressedEmbedding(nn.Module):
     def ratio(self) -> float:
         """V x d x 4 bytes over the bytes of the artifact."""
         return self.compressed_table().ratio
+
+
+class SharedEmbedding(nn.Module):
+    """A second place in a model, as in T5, that looks up the same rows."""
+
+    embedding: CompressedEmbedding
+
+    def __init__(self, embedding: CompressedEmbedding):
+        super().__init__()
+        self.__dict__["embedding"] = embedding  # not a child: its tensors are moved and saved in one place
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows (*ids.shape, d) of ids of any shape."""
+        return self.embedding(ids)
+
+
+class CompressedHead(nn.Module):
+    """Stands in for the `nn.Linear` of an output head tied to the table: logits (..., V) of hidden states (..., d)."""
+
+    embedding: CompressedEmbedding
+
+    def __init__(self, embedding: CompressedEmbedding, bias: nn.Parameter | None):
+        super().__init__()
+        self.__dict__["embedding"] = embedding  # not a child: its tensors are moved and saved in one place
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and precision of the weight that is not there, for code that asks; reading numbers of it fails."""
+        return torch.empty(
+            self.embedding.num_embeddings, self.embedding.embedding_dim, dtype=self.embedding.like.dtype, device="meta"
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary."""
+        logits = self.embedding.project(hidden)
+        return logits if self.bias is None else logits + self.bias
 
 
 def set_trainable(embedding: nn.Module, trainable: Trainable) -> None:

@@ -16,19 +16,20 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lighttoken.artifact import FORMAT_VERSION, CompressedTable, check_version
-from lighttoken.embedding import CompressedEmbedding
+from lighttoken.embedding import CompressedEmbedding, Tie
 
 METHOD = "lighttoken"
 
 
 @register_quantization_config(METHOD)
 class LighttokenConfig(QuantizationConfigMixin):
-    """What an artifact says next to its tensors, and their types and shapes; plain JSON values."""
+    """What an artifact says next to its tensors, their types and shapes, and the head's policy; plain JSON values."""
 
     format_version: int
     codec: str
     shape: list[int]
     state_bits: int
+    tie: Tie
     source_sha256: str
     settings: dict[str, Any]
     summary: dict[str, Any]
@@ -41,12 +42,13 @@ class LighttokenConfig(QuantizationConfigMixin):
             setattr(self, key, value)
 
     @classmethod
-    def of(cls, compressed: CompressedTable) -> "LighttokenConfig":
+    def of(cls, compressed: CompressedTable, tie: Tie) -> "LighttokenConfig":
         return cls(
             format_version=FORMAT_VERSION,
             codec=compressed.codec,
             shape=list(compressed.shape),
             state_bits=compressed.state_bits,
+            tie=tie,
             source_sha256=compressed.source_sha256,
             settings=compressed.settings,
             summary=compressed.summary,
@@ -85,7 +87,7 @@ class LighttokenQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         from lighttoken.backbone import replace_embedding
 
-        replace_embedding(model, self.quantization_config.empty_table())
+        replace_embedding(model, self.quantization_config.empty_table(), self.quantization_config.tie)
         self._remember(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -116,9 +118,9 @@ class LighttokenQuantizer(HfQuantizer):
         return True
 
 
-def attach(model: PreTrainedModel, compressed: CompressedTable) -> None:
+def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> None:
     """Make `save_pretrained` write a model whose embedding was swapped as a checkpoint that loads again."""
-    quantizer = LighttokenQuantizer(LighttokenConfig.of(compressed), pre_quantized=True)
+    quantizer = LighttokenQuantizer(LighttokenConfig.of(compressed, tie), pre_quantized=True)
     quantizer._remember(model)
     loaded: Any = model  # what from_pretrained sets
     loaded.hf_quantizer, loaded.is_quantized, loaded.quantization_method = quantizer, True, METHOD

@@ -22,7 +22,7 @@ MAX_VECTOR = 8  # most coefficients of a step
 MAX_STATE_BITS = 16  # a window then lies within three bytes, wherever it starts
 MAX_TIERS = 16  # a tier is half a byte before it is deflated
 BLOCK = 32  # rows to a block of which the start is kept in memory
-LEAD = 2  # zero bytes before the stream, so that three bytes can be read at its start
+LEAD = 2  # zero bytes before the stream
 
 
 def codebook(state_bits: int) -> Tensor:
@@ -76,10 +76,10 @@ def make_index(tiers: Tensor, steps: Tensor, state_bits: int, rank: int) -> dict
     """What `read_coefficients` needs to find any row and coefficient, from tiers (V,) and steps (T, n).
 
     `tiers`, padded to whole blocks of `BLOCK` rows, and where each block starts (`blocks`), so that a row's start takes
-    a sum over one block; the `lengths` (T,) of rows in bits. For each coefficient of each tier, (T, rank): the
-    `position` of its window's end in bits from the row's start, the `component` of the state's vector and the `step`
-    that tells its gain. One without bits has step n, whose gain is 0, and position 0: its window ends before the row,
-    so that one behind the last bit of the stream is never read. `book`: the codebook in float16, which holds it.
+    a sum over one block; the `lengths` (T,) of rows in bits and `columns`, as many as the bytes that the longest can
+    lie in. For each coefficient of each tier, (T, rank): the `position` of its window's end in bits from the row's
+    start, the `component` of the state's vector and the `step` that tells its gain. One without bits has step n, whose
+    gain is 0, and position 0. `book`: the codebook in float16, which holds it.
     """
     vectors, bits = unpack_steps(steps)
     read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits
@@ -93,10 +93,12 @@ def make_index(tiers: Tensor, steps: Tensor, state_bits: int, rank: int) -> dict
         position[tier, :end] = read[tier][owner].int()
         component[tier, :end] = (torch.arange(end) - first[owner]).to(torch.uint8)
         step[tier, :end] = torch.where(bits[tier][owner] > 0, owner, n).to(torch.int16)
+    lengths = bits.sum(1)
     return {
         "tiers": torch.nn.functional.pad(tiers, (0, -len(tiers) % BLOCK)),
         "blocks": row_starts(tiers, steps)[::BLOCK].clone(),
-        "lengths": bits.sum(1),
+        "lengths": lengths,
+        "columns": torch.arange(int(lengths.max() + 7) // 8 + 1),
         "position": position,
         "component": component,
         "step": step,
@@ -111,6 +113,7 @@ def read_coefficients(
     tiers: Tensor,
     blocks: Tensor,
     lengths: Tensor,
+    columns: Tensor,
     position: Tensor,
     component: Tensor,
     step: Tensor,
@@ -124,14 +127,19 @@ def read_coefficients(
     before = torch.arange(BLOCK, device=ids.device) < place.unsqueeze(1)
     starts = blocks[block] + (lengths[tiers.view(-1, BLOCK)[block].long()] * before).sum(1)
     tier = tiers[ids].long()
-    last = starts.unsqueeze(1) + position[tier] - 1  # of the window
-    byte = (last >> 3) + LEAD
-    window = (stream[byte - 2].int() << 16) | (stream[byte - 1].int() << 8) | stream[byte].int()
-    state_bits = len(book).bit_length() - 1
-    mask = (1 << position.clamp_max(state_bits)) - 1  # of the bits that belong to the row
-    state = (window >> (7 - (last & 7))) & mask[tier]
+
+    # The bytes of each row, moved to start with its first bit, behind two of zeros; then windows lie alike in a tier.
+    where = LEAD + (starts >> 3).unsqueeze(1) + columns
+    raw = stream[where.clamp_max(len(stream) - 1)].int()  # behind the last row, what is read is not used
+    row = ((raw[:, :-1] << 8 | raw[:, 1:]) >> (8 - (starts & 7)).int().unsqueeze(1)) & 255
+    row = torch.nn.functional.pad(row, (2, 1))
+    words = row[:, :-2] << 16 | row[:, 1:-1] << 8 | row[:, 2:]
+
+    last = position + 15  # bit of the window, counted from the zeros
+    state = words.gather(1, ((last >> 3) - 2).clamp_min(0).long()[tier]) >> (7 - (last & 7))[tier]
+    place = (state & (len(book) - 1)) * MAX_VECTOR + component.int()[tier]
     gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, step.long())
-    return book.flatten()[state * MAX_VECTOR + component[tier]] * gains[tier]
+    return book.flatten()[place] * gains[tier]
 
 
 def pack_stream(bits: Tensor) -> Tensor:
