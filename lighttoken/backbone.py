@@ -170,7 +170,7 @@ def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: 
     number = float(getattr(old, "scalar_embed_scale", 1.0) if round_scale else scale)
     new = CompressedEmbedding(compressed, padding_idx=old.padding_idx, scale=number, round_scale=round_scale)
     new = new.to(old.weight.device, old.weight.dtype)
-    sharers = {
+    sharers: dict[str, Any] = {
         target.removesuffix(".weight"): model.get_submodule(target.removesuffix(".weight"))
         for target in _forget_ties(model, old)
     }
@@ -181,7 +181,7 @@ def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: 
         elif tie == "compressed":
             model.set_submodule(path, CompressedHead(new, head.bias))
         else:
-            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+            head.weight = nn.Parameter(old.weight.detach().clone(), requires_grad=old.weight.requires_grad)
     return head in sharers.values()
 
 
