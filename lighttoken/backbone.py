@@ -1,6 +1,8 @@
 """Everything that touches a pretrained model: where it comes from, where its table is, how the table is swapped."""
 
 import importlib.util
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -61,8 +63,11 @@ class Backbone:
             raise LighttokenError(f"model={self.name} has no source; set model.path=DIR to a checkpoint on disk")
         return self.hub_id
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's own tokenizer. Raises LighttokenError if it gives ids that the table has no row for."""
+    def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer. Raises LighttokenError if it gives ids that the table has no row for.
+
+        With `padding`, also if it cannot pad.
+        """
         tokenizer = self._load(AutoTokenizer)
         rows = self._load(AutoConfig).get_text_config().vocab_size
         largest = max(tokenizer.get_vocab().values())
@@ -71,7 +76,7 @@ class Backbone:
                 f"the tokenizer of model={self.label} has ids 0 to {largest} and the table has {rows} rows; "
                 "use the tokenizer that was saved with this checkpoint"
             )
-        if tokenizer.pad_token is None:
+        if padding and tokenizer.pad_token is None:
             raise LighttokenError(
                 f"the tokenizer of model={self.label} has no padding token and sentences are batched; "
                 "set tokenizer.pad_token and save it with the checkpoint"
@@ -91,12 +96,33 @@ class Backbone:
         """The model in float32 with a new sentence-classification head, drawn from torch's random state."""
         return self._load_weights(AutoModelForSequenceClassification, num_labels=num_labels)
 
-    def _load_weights(self, auto_class: Any, **kwargs: Any) -> PreTrainedModel:
+    def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
+        """Write the model with the compressed table in, heads and precision kept, and its tokenizer.
+
+        A sentence-transformers folder stays one. Returns the bytes of the weights before and after.
+        """
+        (name,) = self._load(AutoConfig).architectures or ["AutoModel"]
+        model = self._load_weights(getattr(transformers, name), dtype="auto")
+        before = model.get_memory_footprint(return_buffers=False)
+        swap_embedding(model, compressed, tie)
+        source = Path(self.source())
+        if (source / "modules.json").is_file():
+            for file in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md"):
+                if (source / file).is_file():
+                    shutil.copy(source / file, directory)
+            for module in json.loads((source / "modules.json").read_text()):
+                if module["path"] and (source / module["path"]).is_dir():
+                    shutil.copytree(source / module["path"], directory / module["path"], dirs_exist_ok=True)
+        model.save_pretrained(directory)
+        self._load(AutoTokenizer).save_pretrained(directory)
+        return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+    def _load_weights(self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any) -> PreTrainedModel:
         """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # its report lists the new head too, which is meant to be new
         try:
-            model, report = self._load(auto_class, dtype=torch.float32, output_loading_info=True, **kwargs)
+            model, report = self._load(auto_class, dtype=dtype, output_loading_info=True, **kwargs)
         finally:
             transformers.logging.set_verbosity(verbosity)
         prefix = "" if model.base_model is model else model.base_model_prefix

@@ -68,6 +68,8 @@ class Compress:
     seed: int = MISSING
     output: str = MISSING
     overwrite: bool = MISSING
+    checkpoint: bool = MISSING
+    tie: str = MISSING
     progress: bool = MISSING
 
 

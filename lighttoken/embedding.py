@@ -55,7 +55,7 @@ class CompressedEmbedding(nn.Module):
         self._description = replace(compressed, tensors={})
         self._dtypes = {name: tensor.dtype for name, tensor in compressed.tensors.items()}
         for name, tensor in compressed.tensors.items():
-            self.register_buffer(_key(name), _as_integers(tensor).clone())
+            self.register_buffer(buffer_name(name), _as_integers(tensor).clone())
         self.register_buffer("like", torch.empty(0), persistent=False)  # has the precision of the model
         self.trained = nn.ParameterDict()
         self.mode: Mode = mode
@@ -69,7 +69,7 @@ class CompressedEmbedding(nn.Module):
             return
         table = self.compressed_table()
         for name, tensor in table.index.items():
-            self.register_buffer(_key(name), tensor.to(self.codes.device), persistent=False)
+            self.register_buffer(buffer_name(name), tensor.to(self.codes.device), persistent=False)
         self._prepared = True
         self.set_mode(self.mode)
 
@@ -143,13 +143,15 @@ class CompressedEmbedding(nn.Module):
             return decode_rows(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
 
     def _stored(self) -> dict[str, Tensor]:
-        return {name: getattr(self, _key(name)).view(dtype) for name, dtype in self._dtypes.items()}
+        return {name: getattr(self, buffer_name(name)).view(dtype) for name, dtype in self._dtypes.items()}
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""
         tensors = self._stored()
         index = {
-            f"index.{name}": getattr(self, _key(f"index.{name}")) for name in INDEX if self._description.state_bits
+            f"index.{name}": getattr(self, buffer_name(f"index.{name}"))
+            for name in INDEX
+            if self._description.state_bits
         }
         for name, master in self.trained.items():
             rounded = dequantize(*self._round(name, tensors), master.shape[-1]).view_as(master)
@@ -172,7 +174,7 @@ class CompressedEmbedding(nn.Module):
 
     def stored_buffers(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the persistent buffers, with what is trained now in them."""
-        return {_key(name): _as_integers(tensor) for name, tensor in self.compressed_table().tensors.items()}
+        return {buffer_name(name): _as_integers(tensor) for name, tensor in self.compressed_table().tensors.items()}
 
     @property
     def weight(self) -> Tensor:
@@ -249,6 +251,6 @@ def _as_integers(tensor: Tensor) -> Tensor:
     return tensor.view(_SAME_BITS.get(tensor.dtype, tensor.dtype))
 
 
-def _key(name: str) -> str:
+def buffer_name(name: str) -> str:
     """The name of a buffer, which may have no dots."""
     return name.replace(".", "_")

@@ -6,9 +6,13 @@ codes are stored under the name of the dense weight: a transformers without ligh
 does not know and draw a random table, stops at their shape instead.
 """
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
@@ -16,7 +20,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lighttoken.artifact import FORMAT_VERSION, CompressedTable, check_version
-from lighttoken.embedding import CompressedEmbedding, Tie
+from lighttoken.embedding import CompressedEmbedding, Tie, buffer_name
+from lighttoken.errors import LighttokenError
 
 METHOD = "lighttoken"
 
@@ -126,6 +131,27 @@ def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> Non
     loaded.hf_quantizer, loaded.is_quantized, loaded.quantization_method = quantizer, True, METHOD
     loaded._weight_conversions = quantizer.get_weight_conversions()
     quantizer.postprocess_model(model)
+
+
+def read_checkpoint(directory: Path) -> CompressedTable:
+    """The compressed table in a checkpoint. Raises LighttokenError if there is none, or if files are damaged."""
+    try:
+        described = json.loads((directory / "config.json").read_bytes()).get("quantization_config", {})
+        if described.get("quant_method") != METHOD:
+            raise LighttokenError(f"{directory} has no compressed table; compress it with lighttoken.compress")
+        empty = LighttokenConfig(**described).empty_table()
+        shards = [safe_open(file, "pt") for file in sorted(directory.glob("*.safetensors"))]
+        places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
+        (prefix,) = (name.removesuffix("decoder") for name in places if name.rpartition(".")[2] == "decoder")
+        tensors = {}
+        for name, meant in empty.tensors.items():
+            stored = prefix + ("weight" if name == "codes" else buffer_name(name))
+            tensors[name] = places[stored].get_tensor(stored).view(meant.dtype)
+        compressed = replace(empty, tensors=tensors)
+        compressed.check()
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise LighttokenError(f"{directory} is damaged ({type(error).__name__}: {error}); make it again") from error
+    return compressed
 
 
 def _find(model: PreTrainedModel) -> tuple[str, CompressedEmbedding]:

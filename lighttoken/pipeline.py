@@ -18,8 +18,6 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from lighttoken import __version__
 from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, CompressedTable, hash_table, load_table, make_directory
@@ -30,6 +28,7 @@ from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
 from lighttoken.errors import LighttokenError
 from lighttoken.records import Record, find_reference
+from lighttoken.screen import print_closing_table, print_plan, print_rows, size
 from lighttoken.tasks.sentences import SentenceData
 
 log = logging.getLogger(__name__)
@@ -120,15 +119,16 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
 
 
 def compress(config: DictConfig) -> CompressedTable:
-    """Compress the table of a backbone and write the artifact."""
+    """Compress the table of a backbone and write the artifact, or a checkpoint of the model with it in."""
     quiet_libraries(config.progress)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
     if isinstance(codec, Uncompressed):
         raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
     output = Path(config.output)
-    if (output / METADATA_FILE).exists() and not config.overwrite:
-        raise LighttokenError(f"output={output} holds an artifact already; choose another folder or add overwrite=true")
+    for file, held in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
+        if (output / file).exists() and not config.overwrite:
+            raise LighttokenError(f"output={output} holds {held} already; choose another folder or add overwrite=true")
     make_directory(output)  # before the work, not after it
     table = backbone.table()
     weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
@@ -144,43 +144,21 @@ def compress(config: DictConfig) -> CompressedTable:
     else:
         asked = f"{config.measure} {config.quality:g}"
         compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
-    directory = compressed.save(config.output)
-    rows = [
-        ("model", backbone.label),
+    rows = [("model", backbone.label)]
+    if config.checkpoint:
+        before, after = backbone.save_checkpoint(compressed, output, config.tie)
+        rows.append(("weights", f"{size(before)} -> {size(after)}"))
+    else:
+        compressed.save(output)
+    rows += [
         ("ratio", f"{compressed.ratio:.2f}"),
-        ("table", f"{_size(compressed.shape[0] * compressed.shape[1] * 4)} -> {_size(compressed.nbytes)}"),
+        ("table", f"{size(compressed.shape[0] * compressed.shape[1] * 4)} -> {size(compressed.nbytes)}"),
         *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
-        ("artifact", str(directory)),
+        ("checkpoint" if config.checkpoint else "artifact", str(output)),
     ]
-    _print_rows(f"{codec.name}, asked for {asked}", rows)
-    if "tier_bits" in compressed.summary:
-        print_plan(compressed)
+    print_rows(f"{codec.name}, asked for {asked}", rows)
+    print_plan(compressed)
     return compressed
-
-
-def print_plan(compressed: CompressedTable) -> None:
-    """Print how the bytes of a trellis-coded artifact are spent: by tier of rows, and by part."""
-    told, (rows, dim) = compressed.summary, compressed.shape
-    tiers = Table(title="tiers of rows, by rising importance", title_justify="left")
-    for name in ("tier", "rows", "bits per row", "bits per number", "share of the bits"):
-        tiers.add_column(name, justify="right")
-    total = sum(n * bits for n, bits in zip(told["tier_rows"], told["tier_bits"], strict=True))
-    for tier, (n, bits) in enumerate(zip(told["tier_rows"], told["tier_bits"], strict=True)):
-        share = f"{n * bits / max(total, 1):.1%}"
-        tiers.add_row(str(tier), f"{n:,}", str(bits), f"{bits / dim:.2f}", share)
-    parts = Table(title="bytes by part", title_justify="left")
-    parts.add_column("part")
-    parts.add_column("bytes", justify="right")
-    parts.add_column("bits per row", justify="right")
-    sizes: dict[str, int] = {}
-    for name, tensor in compressed.tensors.items():
-        part = name.removesuffix(".scale")
-        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
-    sizes["description"] = compressed.nbytes - sum(sizes.values())
-    for part, size in sizes.items():
-        parts.add_row(part, f"{size:,}", f"{8 * size / rows:.2f}")
-    Console().print(tiers)
-    Console().print(parts)
 
 
 def quiet_libraries(progress: bool) -> None:
@@ -242,7 +220,7 @@ def measure_importance(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Row weights (V,) and error metric (d, d), or None, as the codec's `prior` and `metric` ask for them."""
     asks_backbone = isinstance(codec, LightToken) and codec.metric == "backbone"
-    tokenizer = backbone.tokenizer() if asks_backbone or codec.prior in ("wordfreq", "corpus") else None
+    tokenizer = backbone.tokenizer(padding=False) if asks_backbone or codec.prior in ("wordfreq", "corpus") else None
     frequencies = codec.frequencies(tokenizer, rows)
     metric = None
     if asks_backbone:
@@ -276,48 +254,3 @@ def open_loggers(config: DictConfig) -> Iterator[list[Logger]]:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish(exit_code=exit_code)
-
-
-def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:
-    """Print what came out: scores, retention, sizes, seconds."""
-    assert record.table_bytes
-    assert record.artifact_bytes
-    assert record.model_bytes
-    assert record.ratio
-    rows = []
-    for name, value in record.metrics.items():
-        rows.append((name, f"{value:.4f}"))
-        if reference and record.codec != "none" and not name.endswith("loss") and name in reference["metrics"]:
-            uncompressed = reference["metrics"][name]
-            retention = (
-                f"{value / uncompressed:.4f} of {uncompressed:.4f}" if uncompressed else "the reference scored 0"
-            )
-            rows.append((f"retention of {name}", retention))
-    if record.codec != "none" and reference is None:
-        rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
-    smaller = record.model_bytes - record.table_bytes + record.artifact_bytes
-    rows += [
-        ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),
-        ("table", f"{_size(record.table_bytes)} -> {_size(record.artifact_bytes)}"),
-        (
-            "table's share of the model",
-            f"{record.table_bytes / record.model_bytes:.1%} -> {record.artifact_bytes / smaller:.1%}",
-        ),
-        ("model", f"{_size(record.model_bytes)} -> {_size(smaller)}"),
-        ("seconds", ", ".join(f"{name} {seconds:.0f}" for name, seconds in record.seconds.items())),
-        ("record", str(record.directory / "record.json")),
-    ]
-    _print_rows(f"{record.task} with {record.model}, codec {record.codec}, seed {record.seed}", rows)
-
-
-def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column()
-    table.add_column(overflow="fold")  # a path that is cut short is of no use
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

@@ -1,0 +1,86 @@
+"""What the commands print: tables of a run, of an artifact, of its bytes."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lighttoken.artifact import CompressedTable
+from lighttoken.records import Record
+
+
+def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:
+    """Print what came out: scores, retention, sizes, seconds."""
+    assert record.table_bytes
+    assert record.artifact_bytes
+    assert record.model_bytes
+    assert record.ratio
+    rows = []
+    for name, value in record.metrics.items():
+        rows.append((name, f"{value:.4f}"))
+        if reference and record.codec != "none" and not name.endswith("loss") and name in reference["metrics"]:
+            uncompressed = reference["metrics"][name]
+            retention = (
+                f"{value / uncompressed:.4f} of {uncompressed:.4f}" if uncompressed else "the reference scored 0"
+            )
+            rows.append((f"retention of {name}", retention))
+    if record.codec != "none" and reference is None:
+        rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
+    smaller = record.model_bytes - record.table_bytes + record.artifact_bytes
+    rows += [
+        ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),
+        ("table", f"{size(record.table_bytes)} -> {size(record.artifact_bytes)}"),
+        (
+            "table's share of the model",
+            f"{record.table_bytes / record.model_bytes:.1%} -> {record.artifact_bytes / smaller:.1%}",
+        ),
+        ("model", f"{size(record.model_bytes)} -> {size(smaller)}"),
+        ("seconds", ", ".join(f"{name} {seconds:.0f}" for name, seconds in record.seconds.items())),
+        ("record", str(record.directory / "record.json")),
+    ]
+    print_rows(f"{record.task} with {record.model}, codec {record.codec}, seed {record.seed}", rows)
+
+
+def print_plan(compressed: CompressedTable) -> None:
+    """Print how the bytes of an artifact are spent: by tier of rows, where a trellis code has them, and by part."""
+    told, (rows, dim) = compressed.summary, compressed.shape
+    if "tier_bits" in told:
+        _print_tiers(told["tier_rows"], told["tier_bits"], dim)
+    parts = Table(title="bytes by part", title_justify="left")
+    parts.add_column("part")
+    parts.add_column("bytes", justify="right")
+    parts.add_column("bits per row", justify="right")
+    sizes: dict[str, int] = {}
+    for name, tensor in compressed.tensors.items():
+        part = name.removesuffix(".scale")
+        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
+    sizes["description"] = compressed.nbytes - sum(sizes.values())
+    for part, size in sizes.items():
+        parts.add_row(part, f"{size:,}", f"{8 * size / rows:.2f}")
+    Console().print(parts)
+
+
+def _print_tiers(rows: list[int], bits: list[int], dim: int) -> None:
+    tiers = Table(title="tiers of rows, by rising importance", title_justify="left")
+    for name in ("tier", "rows", "bits per row", "bits per number", "share of the bits"):
+        tiers.add_column(name, justify="right")
+    total = sum(n * k for n, k in zip(rows, bits, strict=True))
+    for tier, (n, k) in enumerate(zip(rows, bits, strict=True)):
+        share = f"{n * k / max(total, 1):.1%}"
+        tiers.add_row(str(tier), f"{n:,}", str(k), f"{k / dim:.2f}", share)
+    Console().print(tiers)
+
+
+def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print a titled table of names and values."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # a path that is cut short is of no use
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def size(nbytes: int) -> str:
+    """Bytes in words."""
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"
