@@ -5,11 +5,12 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,6 +24,8 @@ from lighttoken.artifact import CompressedTable
 from lighttoken.embedding import CompressedEmbedding, CompressedHead, SharedEmbedding, Tie
 from lighttoken.errors import LighttokenError
 from lighttoken.loading import attach
+
+BackbonePrecision = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,38 @@ def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie
     own_head = model.get_output_embeddings() is not None and not shared
     attach(model, compressed, "untie" if own_head else tie)
     return model
+
+
+def reduce_precision(model: nn.Module, precision: BackbonePrecision) -> None:
+    """Store the weights around the token embedding in a smaller precision, in place.
+
+    `float16` and `bfloat16` cast all of them, and the rows that a compressed table decodes to. `int8` quantizes the
+    linear layers, weights by output channel and activations by token as they come (torchao), not the rest. Raises
+    LighttokenError for another precision, or if torchao is not installed.
+    """
+    if precision not in get_args(BackbonePrecision):
+        choices = ", ".join(get_args(BackbonePrecision))
+        raise LighttokenError(f"unknown backbone_precision={precision!r}; choose one of {choices}")
+    if precision == "int8":
+        if importlib.util.find_spec("torchao") is None:
+            raise LighttokenError("backbone_precision=int8 needs torchao; run pip install 'lighttoken[int8]'")
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    else:
+        model.to(getattr(torch, precision))
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all that a checkpoint of the model holds; of a quantized weight, of all its parts."""
+    state = {name: each for name, each in model.state_dict(keep_vars=True).items() if ".trained." not in name}
+    total = 0
+    for tensor in {id(each): each for each in state.values()}.values():  # what is tied counts once
+        parts = [tensor]
+        if is_traceable_wrapper_subclass(tensor):
+            parts = [getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]]
+        total += sum(part.numel() * part.element_size() for part in parts)
+    return total
 
 
 def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> bool:

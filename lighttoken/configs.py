@@ -50,6 +50,7 @@ class Train:
     callbacks: Any = MISSING
     logger: Any = MISSING
     ratio: float = MISSING
+    backbone_precision: str = MISSING
     seed: int = MISSING
     output_dir: str = MISSING
     progress: bool = MISSING

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lighttoken import __version__
 from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, CompressedTable, hash_table, load_table, make_directory
-from lighttoken.backbone import Backbone, find_embedding, swap_embedding
+from lighttoken.backbone import Backbone, find_embedding, model_bytes, reduce_precision, swap_embedding
 from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
 from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
@@ -92,6 +92,8 @@ def train(config: DictConfig) -> Record:
             trainer.fit(module, data)
 
         with record.phase("evaluate"):
+            reduce_precision(model, config.backbone_precision)
+            record.stored_bytes = model_bytes(model)
             trainer.validate(module, data, verbose=False)
             scores = trainer.callback_metrics
             record.metrics = {name: float(scores[name]) for name in scores if name.startswith(("val/", "dev/"))}

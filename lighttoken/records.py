@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 RECORD_FILE = "record.json"
 LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
 # What may differ between a run and the uncompressed one that its score is compared with.
-NOT_RECIPE = ("codec", "schedule", "ratio", "output_dir", "logger", "progress")
+NOT_RECIPE = ("codec", "schedule", "ratio", "backbone_precision", "output_dir", "logger", "progress")
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Record:
     table_bytes: int | None = None  # V * d * 4
     artifact_bytes: int | None = None
     model_bytes: int | None = None  # of all parameters of the uncompressed model, in float32
+    stored_bytes: int | None = None  # of the model as it was evaluated
     artifact: str | None = None
     artifact_reused: bool = False
     compression: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +114,7 @@ def read_records(root: Path) -> list[dict[str, Any]]:
 
 
 def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
-    """The latest finished `codec=none` record under a folder with the same recipe and seed; None if there is none."""
+    """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None."""
 
     def recipe(config: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in config.items() if key not in NOT_RECIPE}
@@ -122,6 +123,7 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
         other
         for other in read_records(root)
         if other.get("codec") == "none"
+        and other["config"].get("backbone_precision", "float32") == "float32"
         and other.get("status") == "done"
         and recipe(other["config"]) == recipe(record.config)
     ]

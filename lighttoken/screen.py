@@ -15,26 +15,28 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
     assert record.artifact_bytes
     assert record.model_bytes
     assert record.ratio
+    assert record.stored_bytes
+    precision = record.config["backbone_precision"]
+    is_reference = record.codec == "none" and precision == "float32"
     rows = []
     for name, value in record.metrics.items():
         rows.append((name, f"{value:.4f}"))
-        if reference and record.codec != "none" and not name.endswith("loss") and name in reference["metrics"]:
+        if reference and not is_reference and not name.endswith("loss") and name in reference["metrics"]:
             uncompressed = reference["metrics"][name]
             retention = (
                 f"{value / uncompressed:.4f} of {uncompressed:.4f}" if uncompressed else "the reference scored 0"
             )
             rows.append((f"retention of {name}", retention))
-    if record.codec != "none" and reference is None:
+    if reference is None and not is_reference:
         rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
-    smaller = record.model_bytes - record.table_bytes + record.artifact_bytes
     rows += [
         ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),
         ("table", f"{size(record.table_bytes)} -> {size(record.artifact_bytes)}"),
         (
             "table's share of the model",
-            f"{record.table_bytes / record.model_bytes:.1%} -> {record.artifact_bytes / smaller:.1%}",
+            f"{record.table_bytes / record.model_bytes:.1%} -> {record.artifact_bytes / record.stored_bytes:.1%}",
         ),
-        ("model", f"{size(record.model_bytes)} -> {size(smaller)}"),
+        ("model", f"{size(record.model_bytes)} -> {size(record.stored_bytes)}, backbone in {precision}"),
         ("seconds", ", ".join(f"{name} {seconds:.0f}" for name, seconds in record.seconds.items())),
         ("record", str(record.directory / "record.json")),
     ]
