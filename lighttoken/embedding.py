@@ -1,6 +1,6 @@
 """CompressedEmbedding: looks rows up straight from codes and factors; CompressedHead: logits over them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -65,6 +65,7 @@ class CompressedEmbedding(nn.Module):
 
     def prepare(self) -> None:
         """Make what follows from the stored tensors; to be called when they have been filled in."""
+        self._view_stored()
         if self.codes.is_meta:
             return
         table = self.compressed_table()
@@ -142,12 +143,18 @@ class CompressedEmbedding(nn.Module):
         with torch.autocast(ids.device.type, enabled=False):
             return decode_rows(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
 
-    def _stored(self) -> dict[str, Tensor]:
-        return {name: getattr(self, buffer_name(name)).view(dtype) for name, dtype in self._dtypes.items()}
+    def _view_stored(self) -> None:
+        # Not in the forward pass: ONNX has no operator for a view of another type.
+        self._stored = {name: getattr(self, buffer_name(name)).view(dtype) for name, dtype in self._dtypes.items()}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedEmbedding":
+        super()._apply(fn, recurse)
+        self._view_stored()
+        return self
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""
-        tensors = self._stored()
+        tensors = dict(self._stored)
         index = {
             f"index.{name}": getattr(self, buffer_name(f"index.{name}"))
             for name in INDEX
@@ -167,7 +174,7 @@ class CompressedEmbedding(nn.Module):
 
     def compressed_table(self) -> CompressedTable:
         """The compressed table as it is now, fine-tuned or not: the same bytes on disk as before."""
-        stored = self._stored()
+        stored = dict(self._stored)
         for name in self.trained:
             stored[name] = self._round(name, stored)[0].view_as(stored[name])
         return replace(self._description, tensors=stored)

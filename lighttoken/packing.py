@@ -27,7 +27,7 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 def unpack_bits(codes: Tensor, m: int) -> Tensor:
     """Unpack codes (..., ceil(m/8)) uint8 into bits (..., m) uint8."""
-    return ((codes.unsqueeze(-1) >> _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
+    return (torch.bitwise_right_shift(codes.unsqueeze(-1), _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
 
 
 def quantize(
@@ -93,4 +93,7 @@ def _pack_nibbles(levels: Tensor) -> Tensor:
 
 
 def _unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
-    return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)[..., :columns].to(torch.int8) - 8
+    return (
+        torch.stack([packed & 15, torch.bitwise_right_shift(packed, 4)], -1).flatten(-2)[..., :columns].to(torch.int8)
+        - 8
+    )

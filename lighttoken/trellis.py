@@ -129,17 +129,20 @@ def read_coefficients(
     tier = tiers[ids].long()
 
     # The bytes of each row, moved to start with its first bit, behind two of zeros; then windows lie alike in a tier.
-    where = LEAD + (starts >> 3).unsqueeze(1) + columns
+    # Shifts are spelt out: ONNX knows these operators and not those behind << and >>.
+    shift_right = torch.bitwise_right_shift
+    where = LEAD + shift_right(starts, 3).unsqueeze(1) + columns
     raw = stream[where.clamp_max(len(stream) - 1)].int()  # behind the last row, what is read is not used
-    row = ((raw[:, :-1] << 8 | raw[:, 1:]) >> (8 - (starts & 7)).int().unsqueeze(1)) & 255
+    row = shift_right(raw[:, :-1] * 2**8 + raw[:, 1:], (8 - (starts & 7)).int().unsqueeze(1)) & 255
     row = torch.nn.functional.pad(row, (2, 1))
-    words = row[:, :-2] << 16 | row[:, 1:-1] << 8 | row[:, 2:]
+    words = row[:, :-2] * 2**16 + row[:, 1:-1] * 2**8 + row[:, 2:]
 
     last = position + 15  # bit of the window, counted from the zeros
-    state = words.gather(1, ((last >> 3) - 2).clamp_min(0).long()[tier]) >> (7 - (last & 7))[tier]
+    words = words.gather(1, (shift_right(last, 3) - 2).clamp_min(0).long()[tier])
+    state = shift_right(words, (7 - (last & 7))[tier])
     place = (state & (len(book) - 1)) * MAX_VECTOR + component.int()[tier]
     gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, step.long())
-    return book.flatten()[place] * gains[tier]
+    return book.flatten().index_select(0, place.flatten()).view_as(place) * gains[tier]
 
 
 def pack_stream(bits: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BartConfig, BertConfig
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BartConfig, BertConfig
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
-from lighttoken.backbone import Backbone, find_embedding
+from lighttoken.backbone import Backbone, find_embedding, model_bytes, reduce_precision
 
 
 def test_a_checkpoint_on_disk_gives_tokenizer_table_and_classifier(checkpoint, architecture):
@@ -140,3 +140,38 @@ def test_a_model_that_is_compressed_already_is_refused(make_model):
     compressed = compress_table(find_embedding(model).weight, "svd", 2.0, progress=False)
     with pytest.raises(LighttokenError, match="has CompressedEmbedding as its token embedding"):
         swap_embedding(swap_embedding(model, compressed), compressed)
+
+
+@pytest.mark.parametrize(("precision", "width"), [("float16", 2), ("bfloat16", 2), ("int8", 1)])
+def test_the_rest_of_the_model_in_a_smaller_precision(make_model, precision, width):
+    model = make_model("bert", AutoModelForSequenceClassification)
+    swap_embedding(model, compress_table(find_embedding(model).weight, "svd", 2.0, progress=False))
+    ids = torch.randint(1, 200, (2, 7))
+    with torch.no_grad():
+        before, stored = model(ids).logits, model_bytes(model)
+        table = model_bytes(model.get_input_embeddings())
+        linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+        reduce_precision(model, precision)
+        torch.testing.assert_close(model(ids).logits.float(), before, atol=0.02, rtol=0.02)
+    assert model_bytes(model.get_input_embeddings()) == table
+    if width == 2:
+        assert model_bytes(model) - table == pytest.approx((stored - table) / 2, rel=0.02)  # ids are not halved
+    else:
+        assert stored - model_bytes(model) == pytest.approx(3 * linear, rel=0.1)  # scales are added
+
+
+def test_model_bytes_are_those_of_the_file(make_model, tmp_path):
+    model = make_model("bert", AutoModelForMaskedLM)  # with a tied head, which counts once
+    model.save_pretrained(tmp_path)
+    assert model_bytes(model) == pytest.approx((tmp_path / "model.safetensors").stat().st_size, rel=0.1)
+
+
+def test_an_unknown_precision_is_refused(make_model):
+    with pytest.raises(LighttokenError, match="unknown backbone_precision='int3'; choose one of float32"):
+        reduce_precision(make_model(), "int3")
+
+
+def test_int8_without_torchao_says_what_to_install(make_model, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LighttokenError, match="needs torchao; run pip install 'lighttoken\\[int8\\]'"):
+        reduce_precision(make_model(), "int8")

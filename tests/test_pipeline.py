@@ -125,6 +125,15 @@ def test_retention_is_told_once_the_uncompressed_run_is_there(train):
     assert "retention of val/accuracy" not in train("seed=3")[0]
 
 
+def test_codec_and_int8_are_measured_against_the_same_run_in_float32(train):
+    _, none, _ = train("codec=none")
+    _, int8, _ = train("codec=none", "backbone_precision=int8")
+    out, both, _ = train("backbone_precision=int8")
+    assert none["model_bytes"] > int8["stored_bytes"] > both["stored_bytes"]
+    assert f"of {none['metrics']['val/accuracy']:.4f}" in out
+    assert "backbone in int8" in out
+
+
 def test_a_reference_of_zero_is_said_and_not_divided_by(train):
     _, _, folder = train("codec=none")
     record = json.loads((folder / "record.json").read_text())
