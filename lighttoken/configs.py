@@ -51,6 +51,8 @@ class Train:
     logger: Any = MISSING
     ratio: float = MISSING
     backbone_precision: str = MISSING
+    limit_rows: int | None = None
+    predict: bool = MISSING
     seed: int = MISSING
     output_dir: str = MISSING
     progress: bool = MISSING

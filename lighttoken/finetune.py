@@ -1,6 +1,6 @@
 """Fine-tuning: the second LightningModule, around a backbone with a compressed embedding in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,7 +14,7 @@ from lighttoken.embedding import Trainable, set_trainable
 
 
 class FineTuner(L.LightningModule):
-    """Trains a classification model with AdamW, linear warm-up and decay (Devlin et al. 2019, appendix A.3).
+    """Trains a model of classes or numbers with AdamW, linear warm-up and decay (Devlin et al. 2019, appendix A.3).
 
     The backbone is trained; of its token embedding, what `trainable` says, and the same for every codec. Scores
     are logged as `val/NAME` and, on rows held out of the training split, as `dev/NAME`.
@@ -28,8 +28,12 @@ class FineTuner(L.LightningModule):
         weight_decay: float,
         warmup_ratio: float,
         trainable: Trainable,
+        splits: Sequence[str] = ("val", "dev"),
     ):
-        """`warmup_ratio` is a share of all optimizer steps; `weight_decay` spares biases and normalisation weights."""
+        """`warmup_ratio` is a share of all optimizer steps; `weight_decay` spares biases and normalisation weights.
+
+        `splits` name the validation loaders, in order.
+        """
         super().__init__()
         self.model = (
             model.train()
@@ -37,7 +41,8 @@ class FineTuner(L.LightningModule):
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         set_trainable(model.get_input_embeddings(), trainable)
         scores = MetricCollection(dict(metrics))
-        self.scores = nn.ModuleDict({split: scores.clone(prefix=f"{split}/") for split in ("val", "dev")})
+        self.splits = list(splits)
+        self.scores = nn.ModuleDict({split: scores.clone(prefix=f"{split}/") for split in splits})
 
     def forward(self, **batch: Tensor) -> Any:
         return self.model(**batch)
@@ -48,12 +53,16 @@ class FineTuner(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        split = ("val", "dev")[dataloader_idx]
+        split = self.splits[dataloader_idx]
         output = self(**batch)
         scores: Any = self.scores[split]
-        scores.update(output.logits.argmax(-1), batch["labels"])
+        scores.update(_answers(output.logits), batch["labels"])
         self.log(f"{split}/loss", output.loss, batch_size=len(batch["labels"]), add_dataloader_idx=False)
         self.log_dict(scores, prog_bar=True, batch_size=len(batch["labels"]), add_dataloader_idx=False)
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The answers (batch,) to a batch: classes, or numbers."""
+        return _answers(self(**{name: each for name, each in batch.items() if name != "labels"}).logits)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -65,3 +74,8 @@ class FineTuner(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _answers(logits: Tensor) -> Tensor:
+    """Logits (n, classes) to classes (n,); those of a regression, (n, 1), and of DeBERTa (n,), to numbers (n,)."""
+    return logits.float().flatten() if logits.ndim == 1 or logits.shape[-1] == 1 else logits.argmax(-1)

@@ -20,7 +20,15 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from lighttoken import __version__
-from lighttoken.artifact import FORMAT_VERSION, METADATA_FILE, CompressedTable, hash_table, load_table, make_directory
+from lighttoken.artifact import (
+    FORMAT_VERSION,
+    METADATA_FILE,
+    CompressedTable,
+    hash_table,
+    load_table,
+    make_directory,
+    write_atomically,
+)
 from lighttoken.backbone import Backbone, find_embedding, model_bytes, reduce_precision, swap_embedding
 from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
 from lighttoken.codec.lighttoken import LightToken, resolve_device
@@ -86,7 +94,9 @@ def train(config: DictConfig) -> Record:
                 logger.log_metrics(sizes, step=0)
 
         with record.phase("finetune"):
-            module = instantiate(config.finetune, model=model, metrics=data.metrics, _recursive_=False)
+            module = instantiate(
+                config.finetune, model=model, metrics=data.metrics, splits=data.eval_names, _recursive_=False
+            )
             # Again: whatever the codec drew, batches and dropout are the same for all.
             L.seed_everything(config.seed, verbose=False)
             trainer.fit(module, data)
@@ -96,9 +106,29 @@ def train(config: DictConfig) -> Record:
             record.stored_bytes = model_bytes(model)
             trainer.validate(module, data, verbose=False)
             scores = trainer.callback_metrics
-            record.metrics = {name: float(scores[name]) for name in scores if name.startswith(("val/", "dev/"))}
+            names = tuple(f"{name}/" for name in data.eval_names)
+            record.metrics = {name: float(scores[name]) for name in scores if name.startswith(names)}
+
+        if config.predict:
+            with record.phase("predict"):
+                write_predictions(trainer, module, data, record.directory / "predictions")
     print_closing_table(record, find_reference(record, Path(config.output_dir)))
     return record
+
+
+def write_predictions(trainer: L.Trainer, module: L.LightningModule, data: SentenceData, folder: Path) -> None:
+    """Write what the model answers to the test splits, in the format of gluebenchmark.com: index, prediction."""
+    make_directory(folder)
+    answered: Any = trainer.predict(module, data)
+    answered = answered if isinstance(answered[0], list) else [answered]
+    for name, batches in zip(data.submission.values(), answered, strict=True):
+        answers = torch.cat(batches).tolist()
+        if data.label_names:
+            answers = [data.label_names[answer] for answer in answers]
+        elif data.num_labels == 1:
+            answers = [f"{min(max(answer, 0), 5):.3f}" for answer in answers]
+        lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
+        write_atomically(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:

@@ -1,44 +1,93 @@
-"""GLUE tasks, from parquet files on disk or from the hub."""
+"""GLUE tasks, from files on disk, as parquet, JSON lines or the site's own TSV, or from the hub."""
 
+import csv
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from datasets import DatasetDict, load_dataset
+import pandas
+from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.sentences import SentenceData
 
+BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+
 
 class Glue(SentenceData):
-    """A GLUE task (Wang et al., ICLR 2019): `DIR/train.parquet` and `DIR/validation.parquet`, else the hub data set."""
+    """A GLUE task (Wang et al., ICLR 2019)."""
 
-    def __init__(self, *args: Any, data_dir: str | None = None, hub_id: str = "nyu-mll/glue", **kwargs: Any):
-        """`data_dir` is read where given; `hub_id` is a data set, on the hub or on disk, with the task as config."""
+    def __init__(
+        self,
+        *args: Any,
+        data_dir: str | None = None,
+        hub_id: str = "nyu-mll/glue",
+        tsv_columns: Mapping[str, str | int] = MappingProxyType({}),
+        **kwargs: Any,
+    ):
+        """`data_dir` is read where given; `hub_id` is a data set, on the hub or on disk, with the task as config.
+
+        Files in the folder have the name of the split: train.parquet, .json, .jsonl or .tsv; `dev` is `validation`.
+        `tsv_columns` map our columns to those of the TSV files of gluebenchmark.com where they differ, by name or, for
+        files without a header, by place.
+        """
         super().__init__(*args, **kwargs)
-        self.data_dir, self.hub_id = data_dir, hub_id
+        self.data_dir, self.hub_id, self.tsv_columns = data_dir, hub_id, dict(tsv_columns)
 
     def read_splits(self) -> DatasetDict:
-        source: dict[str, Any]
-        if self.data_dir is not None:
-            files = {split: Path(self.data_dir) / f"{split}.parquet" for split in ("train", "validation")}
-            for split, file in files.items():
-                if not file.is_file():
-                    present = sorted(path.name for path in Path(self.data_dir).glob("*"))[:10]
-                    raise LighttokenError(
-                        f"task.data_dir={self.data_dir} has no split {split!r}: {file.name} is missing; "
-                        f"found {', '.join(present) or 'nothing there'}"
-                    )
-            what, source = self.data_dir, {"path": "parquet", "data_files": {k: str(f) for k, f in files.items()}}
-            cure = "each file must be parquet with rows in it"
-        else:
-            what, source = self.hub_id, {"path": self.hub_id, "name": self.name}
+        if self.data_dir is None:
             cure = (
                 "with no network, set task.data_dir=DIR to a folder with train.parquet and validation.parquet, "
                 "or try +experiment=quickstart, which needs none"
             )
+            return self._get(partial(load_dataset, self.hub_id, self.name), self.hub_id, cure)
+        cure = "it must be parquet, JSON lines or TSV, with rows in it"
+        files = self._files(Path(self.data_dir))
+        return DatasetDict({split: self._get(partial(self._read, file), file, cure) for split, file in files.items()})
+
+    def _get(self, read: Callable[[], Any], source: str | Path, cure: str) -> Any:
         try:
-            return load_dataset(**source)
-        except (OSError, ValueError, DatasetGenerationError) as error:
+            return read()
+        except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise LighttokenError(f"cannot get task={self.name} from {what}: {reason}; {cure}") from error
+            raise LighttokenError(f"cannot get task={self.name} from {source}: {reason}; {cure}") from error
+
+    def _files(self, folder: Path) -> dict[str, Path]:
+        """The file of each split. Raises LighttokenError for one that is missing and is not a test split."""
+        files = {}
+        for split in ("train", *self.validation_splits.values(), *self.submission):
+            names = [split, split.replace("validation", "dev")]
+            found = [folder / f"{name}{end}" for end in (*BUILDERS, ".tsv") for name in names]
+            found = [file for file in found if file.is_file()]
+            if found:
+                files[split] = found[0]
+            elif split not in self.submission:
+                present = sorted(path.name for path in folder.glob("*"))[:10]
+                raise LighttokenError(
+                    f"task.data_dir={folder} has no split {split!r}: {split}.parquet is missing; "
+                    f"found {', '.join(present) or 'nothing there'}"
+                )
+        return files
+
+    def _read(self, file: Path) -> Dataset:
+        if file.suffix == ".tsv":
+            return self._read_tsv(file)
+        return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train")
+
+    def _read_tsv(self, file: Path) -> Dataset:
+        is_test = file.stem.startswith("test")  # has a header in every task, and no labels
+        columns = {name: self.tsv_columns.get(name, name) for name in (*self.text_columns, "label")}
+        has_header = is_test or not any(isinstance(place, int) for place in columns.values())
+        frame = pandas.read_csv(
+            file, sep="\t", quoting=csv.QUOTE_NONE, header=0 if has_header else None, keep_default_na=False
+        )
+        if is_test:
+            columns.pop("label")
+            columns = {name: name if isinstance(place, int) else place for name, place in columns.items()}
+        taken = {name: frame[place].tolist() for name, place in columns.items()}
+        if "label" in taken and self.label_names and isinstance(taken["label"][0], str):
+            taken["label"] = [self.label_names.index(label) for label in taken["label"]]
+        return Dataset.from_dict(taken)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -18,8 +19,8 @@ from lighttoken.errors import LighttokenError
 class SentenceData(L.LightningDataModule):
     """A task of one or two sentences and a label. Subclasses say where the rows come from, in `read_splits`.
 
-    `val_dataloader` is the official validation split, which is only ever scored. With `dev_fraction` above 0 that share
-    of the training rows, chosen by a hash of their text, is held out and becomes a second loader, `dev`, for
+    `val_dataloader` has the official validation splits, which are only ever scored. With `dev_fraction` above 0 that
+    share of the training rows, chosen by a hash of their text, is held out and becomes the last loader, `dev`, for
     early stopping. Training batches hold rows of similar length and are padded to their longest row.
     """
 
@@ -35,14 +36,23 @@ class SentenceData(L.LightningDataModule):
         max_length: int = 128,
         dev_fraction: float = 0.0,
         train_rows: int | None = None,
+        limit_rows: int | None = None,
+        validation_splits: Mapping[str, str] = MappingProxyType({"val": "validation"}),
+        submission: Mapping[str, str] = MappingProxyType({}),
+        label_names: Sequence[str] | None = None,
     ):
-        """Lengths are in tokens, `metrics` map the name of a score to a torchmetrics Metric of class predictions.
+        """Lengths are in tokens, `metrics` map the name of a score to a torchmetrics Metric of predictions.
 
-        `train_rows` keeps so many training rows, those first in an order of hashes of their text, for shorter runs.
+        With `num_labels` 1 the label is a number to predict (regression), else a class. `train_rows` keeps so many
+        training rows, those first in an order of hashes of their text, for shorter runs; `limit_rows` keeps the first
+        rows of every split, for a quick look. `validation_splits` map the name that scores go under to a split,
+        `submission` a split to the name of its file of predictions, in which classes are told by `label_names`.
         """
         super().__init__()
         if train_rows is not None and train_rows < 1:
             raise LighttokenError(f"task.train_rows is {train_rows}; it must be 1 or above, or null for all rows")
+        if limit_rows is not None and limit_rows < 1:
+            raise LighttokenError(f"limit_rows is {limit_rows}; it must be 1 or above, or null for all rows")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
         for key, value in sizes.items():
             if value < 1:
@@ -51,10 +61,20 @@ class SentenceData(L.LightningDataModule):
         self.num_labels, self.metrics = num_labels, dict(metrics)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.dev_fraction, self.train_rows = max_length, dev_fraction, train_rows
+        self.limit_rows, self.label_names = limit_rows, label_names
+        self.validation_splits, self.submission = dict(validation_splits), dict(submission)
         self.splits: dict[str, Dataset] = {}
 
+    @property
+    def eval_names(self) -> list[str]:
+        """What scores of each validation loader go under, in order."""
+        return [*self.validation_splits, *(["dev"] if self.dev_fraction else [])]
+
     def read_splits(self) -> DatasetDict:
-        """Splits `train` and `validation` with the text columns and `label`; LighttokenError if that cannot be."""
+        """The training, validation and perhaps test splits with the text columns and, but for test, `label`.
+
+        Raises LighttokenError if that cannot be.
+        """
         raise NotImplementedError
 
     def prepare_data(self) -> None:
@@ -71,20 +91,27 @@ class SentenceData(L.LightningDataModule):
         return self._loader(rows, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """The validation split, then the dev rows if any are held out."""
-        return [
-            self._loader(self.splits[name], self.eval_batch_size)
-            for name in ("validation", "dev")
-            if name in self.splits
-        ]
+        """The validation splits, then the dev rows if any are held out."""
+        names = [self.validation_splits.get(name, name) for name in self.eval_names]
+        return [self._loader(self.splits[name], self.eval_batch_size) for name in names]
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        """The test splits that have a file of predictions. Raises LighttokenError if one is missing."""
+        for split in self.submission:
+            if split not in self.splits:
+                raise LighttokenError(
+                    f"predict=true needs the split {split!r} of task={self.name}; found {', '.join(self.splits)}"
+                )
+        return [self._loader(self.splits[name], self.eval_batch_size) for name in self.submission]
 
     def _loader(self, rows: Dataset, batch_size: int, sampler: Any = None) -> DataLoader:
         rows = rows.remove_columns("length")
-        return DataLoader(rows, batch_size, sampler=sampler, collate_fn=DataCollatorWithPadding(self.tokenizer))
+        collate = DataCollatorWithPadding(self.tokenizer)
+        return DataLoader(rows, batch_size=batch_size, sampler=sampler, collate_fn=collate)
 
     def _tokenized(self) -> dict[str, Dataset]:
         raw = self.read_splits()
-        for split in ("train", "validation"):
+        for split in ("train", *self.validation_splits.values()):
             if split not in raw or len(raw[split]) == 0:
                 raise LighttokenError(f"task={self.name} has no rows in the split {split!r}; found {_sizes(raw)}")
             missing = {*self.text_columns, "label"} - set(raw[split].column_names)
@@ -98,16 +125,24 @@ class SentenceData(L.LightningDataModule):
             places = [position("rows " + " ".join(each)) for each in texts]
             kept = sorted(range(len(places)), key=places.__getitem__)[: self.train_rows]
             raw["train"] = raw["train"].select(sorted(kept))
+        if self.limit_rows is not None:
+            raw = DatasetDict({name: rows.select(range(min(self.limit_rows, len(rows)))) for name, rows in raw.items()})
+        used = ("train", *self.validation_splits.values(), *self.submission)
         splits = {
             name: rows.map(
                 _tokenize,
                 batched=True,
                 remove_columns=rows.column_names,
-                fn_kwargs={"tokenizer": self.tokenizer, "columns": self.text_columns, "max_length": self.max_length},
+                fn_kwargs={
+                    "tokenizer": self.tokenizer,
+                    "columns": self.text_columns,
+                    "max_length": self.max_length,
+                    "label_type": float if self.num_labels == 1 else int,
+                },
                 desc=f"tokenise {self.name} {name}",
             )
             for name, rows in raw.items()
-            if name in ("train", "validation")
+            if name in used
         }
         if not 0 <= self.dev_fraction < 1:
             raise LighttokenError(f"task.dev_fraction is {self.dev_fraction:g}; it must be at least 0 and below 1")
@@ -139,10 +174,11 @@ def position(text: str) -> float:
 
 
 def _tokenize(
-    rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, columns: list[str], max_length: int
+    rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, columns: list[str], max_length: int, label_type: type
 ) -> dict[str, list]:
     encoded = dict(tokenizer(*(rows[column] for column in columns), truncation=True, max_length=max_length))
-    return encoded | {"labels": rows["label"], "length": [len(ids) for ids in encoded["input_ids"]]}
+    labels = [label_type(label) for label in rows.get("label", [-1] * len(encoded["input_ids"]))]
+    return encoded | {"labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
 def _sizes(splits: DatasetDict) -> str:

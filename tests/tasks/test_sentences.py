@@ -102,9 +102,9 @@ def test_shares_are_stable_and_of_their_size():
 
 
 def test_a_missing_split_names_the_folder_and_what_is_there(tokenizer, sst2):
-    (sst2 / "validation.parquet").rename(sst2 / "dev.parquet")
+    (sst2 / "validation.parquet").rename(sst2 / "other.parquet")
     with pytest.raises(
-        LighttokenError, match=r"no split 'validation': validation.parquet is missing; found dev.parquet"
+        LighttokenError, match=r"no split 'validation': validation.parquet is missing; found other.parquet"
     ):
         glue(tokenizer, sst2).prepare_data()
 
@@ -118,13 +118,16 @@ def test_a_missing_column_is_named_with_those_that_are_there(tokenizer, sst2):
 
 def test_an_empty_split_is_named(tokenizer, sst2):
     Dataset.from_dict({"sentence": [], "label": []}).to_parquet(sst2 / "validation.parquet")
-    with pytest.raises(LighttokenError, match="cannot get task=sst2 from .*validation.* parquet with rows in it"):
+    with pytest.raises(
+        LighttokenError,
+        match=r"cannot get task=sst2 from .*validation\.parquet: .* with rows in it",
+    ):
         glue(tokenizer, sst2).prepare_data()
 
 
 def test_a_file_that_is_no_parquet_is_refused(tokenizer, sst2):
     (sst2 / "train.parquet").write_text("sentence,label")
-    with pytest.raises(LighttokenError, match="cannot get task=sst2 from .*: .*; each file must be parquet"):
+    with pytest.raises(LighttokenError, match=r"cannot get task=sst2 from .*train\.parquet: .*; it must be parquet"):
         glue(tokenizer, sst2).prepare_data()
 
 

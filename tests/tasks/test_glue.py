@@ -1,0 +1,149 @@
+"""All nine tasks, in every layout their files come in."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from hydra.utils import instantiate
+
+from tests.conftest import WORDS
+from tests.test_configs import compose
+
+TEXTS = {
+    "cola": ["sentence"],
+    "sst2": ["sentence"],
+    "mrpc": ["sentence1", "sentence2"],
+    "stsb": ["sentence1", "sentence2"],
+    "qqp": ["question1", "question2"],
+    "mnli": ["premise", "hypothesis"],
+    "qnli": ["question", "sentence"],
+    "rte": ["sentence1", "sentence2"],
+    "wnli": ["sentence1", "sentence2"],
+}
+NAMES = {"mnli": ["entailment", "neutral", "contradiction"], "qnli": ["entailment", "not_entailment"]}
+NAMES["rte"] = NAMES["qnli"]
+SPLITS = {"mnli": ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]}
+# Columns of the files of gluebenchmark.com; CoLA's have no header but for test.
+TSV = {
+    "cola": ["source", "label", "star", "sentence"],
+    "sst2": ["sentence", "label"],
+    "mrpc": ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+    "stsb": ["index", "genre", "sentence1", "sentence2", "score"],
+    "qqp": ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+    "mnli": ["index", "promptID", "sentence1", "sentence2", "gold_label"],
+    "qnli": ["index", "question", "sentence", "label"],
+    "rte": ["index", "sentence1", "sentence2", "label"],
+    "wnli": ["index", "sentence1", "sentence2", "label"],
+}
+LABELS = ("label", "Quality", "score", "is_duplicate", "gold_label")
+FILES = {"cola": ["CoLA"], "sst2": ["SST-2"], "mrpc": ["MRPC"], "stsb": ["STS-B"], "qqp": ["QQP"]}
+FILES |= {"mnli": ["MNLI-m", "MNLI-mm"], "qnli": ["QNLI"], "rte": ["RTE"], "wnli": ["WNLI"]}
+
+
+def rows(task: str, split: str, count: int = 12) -> dict[str, list]:
+    """Rows as the hub has them."""
+    made = {
+        column: [f'{WORDS[(i + j) % 12]} {WORDS[(i * 5 + len(split)) % 12]}" film' for i in range(count)]
+        for j, column in enumerate(TEXTS[task])
+    }
+    classes = len(NAMES.get(task, "ab"))
+    label = [i % 6 * 0.9 if task == "stsb" else i % classes for i in range(count)]
+    return made | {"label": [-1] * count if split.startswith("test") else label, "idx": list(range(count))}
+
+
+def write(folder: Path, task: str, layout: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for split in SPLITS.get(task, ["train", "validation", "test"]):
+        table = rows(task, split)
+        if layout == "parquet":
+            Dataset.from_dict(table).to_parquet(folder / f"{split}.parquet")
+        elif layout == "jsonl":
+            lines = [json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines))
+        else:
+            write_tsv(folder / f"{split.replace('validation', 'dev')}.tsv", task, table)
+
+
+def write_tsv(file: Path, task: str, table: dict[str, list]) -> None:
+    texts, lines = iter(TEXTS[task]), []
+    is_test = file.stem.startswith("test")
+    columns = [name for name in TSV[task] if not (is_test and name in LABELS)]
+    if is_test and task == "cola":
+        columns = ["index", "sentence"]
+    values = {}
+    for column in columns:
+        is_text = column.startswith(("sentence", "question")) or "String" in column
+        values[column] = table[next(texts)] if is_text else table["label"] if column in LABELS else table["idx"]
+    if task in NAMES and not is_test:
+        (label,) = set(columns) & set(LABELS)
+        values[label] = [NAMES[task][each] for each in values[label]]
+    if is_test or task != "cola":
+        lines.append("\t".join(columns))
+    lines += ["\t".join(map(str, row)) for row in zip(*values.values(), strict=True)]
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("layout", ["parquet", "jsonl", "tsv"])
+@pytest.mark.parametrize("task", list(TEXTS))
+def test_every_layout_gives_the_same_rows(tmp_path, tokenizer, task, layout):
+    write(tmp_path / "data", task, layout)
+    config = compose(f"task={task}", f"task.data_dir={tmp_path / 'data'}")
+    found = instantiate(config.task, tokenizer=tokenizer).read_splits()
+    for split in SPLITS.get(task, ["train", "validation", "test"]):
+        expected = rows(task, split)
+        for column in [*TEXTS[task], *([] if split.startswith("test") else ["label"])]:
+            assert list(found[split][column]) == expected[column], (split, column)
+
+
+@pytest.mark.parametrize("task", list(TEXTS))
+def test_every_task_trains_scores_and_predicts(command, checkpoint, architecture, tmp_path, task):
+    write(tmp_path / "data", task, "tsv")
+    code, _, err = command(
+        "train",
+        f"+experiment=glue_{task}",
+        f"model.path={checkpoint(architecture)}",
+        f"task.data_dir={tmp_path / 'data'}",
+        "limit_rows=8",
+        "predict=true",
+        "codec=svd",
+        "ratio=2.5",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "logger=none",
+        "progress=false",
+    )
+    assert code == 0, err
+    (path,) = Path("outputs/runs").glob("*/record.json")
+    record = json.loads(path.read_text())
+    scores = {name for name in record["metrics"] if not name.endswith("loss")}
+    assert scores == {
+        "cola": {"val/matthews_corrcoef"},
+        "mrpc": {"val/accuracy", "val/f1"},
+        "qqp": {"val/accuracy", "val/f1"},
+        "stsb": {"val/pearson", "val/spearman"},
+        "mnli": {"val/accuracy", "val_mm/accuracy"},
+    }.get(task, {"val/accuracy"})
+    for name in FILES[task]:
+        lines = (path.parent / "predictions" / f"{name}.tsv").read_text().splitlines()
+        assert lines[0] == "index\tprediction"
+        assert [line.split("\t")[0] for line in lines[1:]] == [str(i) for i in range(8)]
+        answers = {line.split("\t")[1] for line in lines[1:]}
+        if task == "stsb":
+            assert all(0 <= float(answer) <= 5 for answer in answers)
+        else:
+            assert answers <= set(NAMES.get(task, ["0", "1"]))
+
+
+def test_predictions_without_a_test_split_say_what_is_missing(command, checkpoint, sst2):
+    arguments = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "predict=true", "codec=none"]
+    code, _, err = command("train", *arguments, "trainer.max_epochs=1", "logger=none", "progress=false")
+    assert code == 2
+    assert "predict=true needs the split 'test' of task=sst2; found train, validation" in err
+
+
+def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2):
+    config = compose("task=sst2", f"task.data_dir={sst2}", "limit_rows=5")
+    data = instantiate(config.task, tokenizer=tokenizer)
+    data.setup()
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "validation": 5}
