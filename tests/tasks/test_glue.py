@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 from hydra.utils import instantiate
 
+from lighttoken.tasks.average import task_score
 from tests.conftest import WORDS
 from tests.test_configs import compose
 
@@ -53,7 +54,7 @@ def rows(task: str, split: str, count: int = 12) -> dict[str, list]:
 
 
 def write(folder: Path, task: str, layout: str) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS.get(task, ["train", "validation", "test"]):
         table = rows(task, split)
         if layout == "parquet":
@@ -147,3 +148,33 @@ def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2):
     data = instantiate(config.task, tokenizer=tokenizer)
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "validation": 5}
+
+
+def test_glue_all_runs_the_nine_tasks_and_writes_their_average(command, checkpoint, tmp_path):
+    for task in TEXTS:
+        write(tmp_path / "data" / task, task, "parquet")
+    code, out, err = command(
+        "train",
+        "+experiment=glue_all",
+        f"model.path={checkpoint()}",
+        f"task.data_dir={tmp_path / 'data'}/${{task.name}}",
+        "limit_rows=8",
+        "codec=svd",
+        "ratio=2.5",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "logger=none",
+        "progress=false",
+    )
+    assert code == 0, err
+    (path,) = Path("outputs/sweeps").rglob("glue_average.json")
+    (row,) = json.loads(path.read_text())
+    assert (row["codec"], row["ratio"], row["seed"]) == ("svd", 2.5, 0)
+    assert row["tasks"].keys() == set(TEXTS)
+    assert row["average"] == pytest.approx(sum(row["tasks"].values()) / 9, nan_ok=True)
+    assert "average of 9" in out
+
+
+def test_a_task_with_two_scores_counts_with_their_mean():
+    metrics = {"val/accuracy": 0.8, "val/f1": 0.9, "val/loss": 3.0, "val_mm/accuracy": 0.4, "dev/accuracy": 0.1}
+    assert task_score(metrics) == pytest.approx(0.7)

@@ -1,0 +1,55 @@
+"""The GLUE average of a sweep over tasks."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from lighttoken.artifact import write_atomically
+from lighttoken.errors import LighttokenError
+from lighttoken.records import read_records
+from lighttoken.screen import print_rows
+
+AVERAGE_FILE = "glue_average.json"
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+
+
+def task_score(metrics: dict[str, float]) -> float:
+    """The mean of a task's validation scores, as the GLUE site counts tasks that have two (Wang et al. 2019)."""
+    scores = [value for name, value in metrics.items() if name.startswith("val") and not name.endswith("/loss")]
+    return fmean(scores) if scores else math.nan
+
+
+def glue_average(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per codec, ratio and seed: the score of every task and their mean, over the tasks that finished."""
+    runs: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for record in records:
+        if record["status"] == "done" and record["task"] in TASKS:
+            run = (record["codec"], record["ratio_asked"], record["seed"])
+            runs[run][record["task"]] = task_score(record["metrics"])
+    return [
+        {"codec": codec, "ratio": ratio, "seed": seed, "average": fmean(scores.values()), "tasks": scores}
+        for (codec, ratio, seed), scores in runs.items()
+    ]
+
+
+class GlueAverage(Callback):
+    """Hydra callback: at the end of a sweep, writes `glue_average.json` into its folder and prints it."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raises LighttokenError if no job of the sweep has finished."""
+        folder = Path(config.hydra.sweep.dir)
+        rows = glue_average(read_records(folder))
+        if not rows:
+            raise LighttokenError(f"no job of the sweep {folder} has finished; see the errors above")
+        write_atomically(folder / AVERAGE_FILE, json.dumps(rows, indent=2).encode())
+        for row in rows:
+            ratio = f" at {row['ratio']:g}x" if row["ratio"] else ""
+            told = [(task, f"{score:.4f}") for task, score in row["tasks"].items()]
+            title = f"GLUE, codec {row['codec']}{ratio}, seed {row['seed']}"
+            print_rows(title, [*told, (f"average of {len(told)}", f"{row['average']:.4f}")])
