@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -98,6 +99,10 @@ class Backbone:
     def classifier(self, num_labels: int) -> PreTrainedModel:
         """The model in float32 with a new sentence-classification head, drawn from torch's random state."""
         return self._load_weights(AutoModelForSequenceClassification, num_labels=num_labels)
+
+    def reader(self) -> PreTrainedModel:
+        """The model in float32 with a new head that points at spans, drawn from torch's random state."""
+        return self._load_weights(AutoModelForQuestionAnswering)
 
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
         """Write the model with the compressed table in, heads and precision kept, and its tokenizer.

@@ -76,6 +76,33 @@ class FineTuner(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class SpanFineTuner(FineTuner):
+    """Fine-tunes a model that points at a span of a context (SQuAD); scores the answers to whole questions."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.spans: dict[str, list[list[Tensor]]] = {split: [[], []] for split in self.splits}
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        split, output = self.splits[dataloader_idx], self(**batch)
+        for found, logits in zip(self.spans[split], (output.start_logits, output.end_logits), strict=True):
+            found += list(logits.cpu())
+        self.log(f"{split}/loss", output.loss, batch_size=len(logits), add_dataloader_idx=False)
+
+    def on_validation_epoch_end(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split, (starts, ends) in self.spans.items():
+            if starts:
+                scores: Any = self.scores[split]
+                scores.update(*data.best_answers(split, starts, ends))
+                self.log_dict({name: value for name, value in scores.compute().items()}, prog_bar=True)
+                scores.reset()
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Logits (batch, length) of starts and of ends."""
+        output = self(**{name: each for name, each in batch.items() if not name.endswith("_positions")})
+        return output.start_logits.cpu(), output.end_logits.cpu()
+
+
 def _answers(logits: Tensor) -> Tensor:
     """Logits (n, classes) to classes (n,); those of a regression, (n, 1), and of DeBERTa (n,), to numbers (n,)."""
     return logits.float().flatten() if logits.ndim == 1 or logits.shape[-1] == 1 else logits.argmax(-1)

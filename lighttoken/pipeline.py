@@ -27,7 +27,6 @@ from lighttoken.artifact import (
     hash_table,
     load_table,
     make_directory,
-    write_atomically,
 )
 from lighttoken.backbone import Backbone, find_embedding, model_bytes, reduce_precision, swap_embedding
 from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
@@ -37,7 +36,7 @@ from lighttoken.codec.weighting import special_tokens
 from lighttoken.errors import LighttokenError
 from lighttoken.records import Record, find_reference
 from lighttoken.screen import print_closing_table, print_plan, print_rows, size
-from lighttoken.tasks.sentences import SentenceData
+from lighttoken.tasks.data import TaskData
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +70,11 @@ def train(config: DictConfig) -> Record:
         with record.phase("load"):
             trainer = make_trainer(config, loggers, record.directory)
             tokenizer = backbone.tokenizer()
-            data: SentenceData = instantiate(config.task, tokenizer=tokenizer)
+            data: TaskData = instantiate(config.task, tokenizer=tokenizer)
             data.prepare_data()
             data.setup()
             L.seed_everything(config.seed, verbose=False)
-            model = backbone.classifier(data.num_labels)
+            model = data.make_model(backbone)
             table = find_embedding(model).weight.detach()
             record.table_bytes = record.artifact_bytes = table.numel() * 4
             record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -111,24 +110,12 @@ def train(config: DictConfig) -> Record:
 
         if config.predict:
             with record.phase("predict"):
-                write_predictions(trainer, module, data, record.directory / "predictions")
+                folder = record.directory / "predictions"
+                make_directory(folder)
+                answered: Any = trainer.predict(module, data)
+                data.write_answers(answered if isinstance(answered[0], list) else [answered], folder)
     print_closing_table(record, find_reference(record, Path(config.output_dir)))
     return record
-
-
-def write_predictions(trainer: L.Trainer, module: L.LightningModule, data: SentenceData, folder: Path) -> None:
-    """Write what the model answers to the test splits, in the format of gluebenchmark.com: index, prediction."""
-    make_directory(folder)
-    answered: Any = trainer.predict(module, data)
-    answered = answered if isinstance(answered[0], list) else [answered]
-    for name, batches in zip(data.submission.values(), answered, strict=True):
-        answers = torch.cat(batches).tolist()
-        if data.label_names:
-            answers = [data.label_names[answer] for answer in answers]
-        elif data.num_labels == 1:
-            answers = [f"{min(max(answer, 0), 5):.3f}" for answer in answers]
-        lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
-        write_atomically(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:

@@ -15,7 +15,7 @@ from lighttoken.codec.lighttoken import LightToken
 from lighttoken.codec.paper import LightTokenPaper
 from lighttoken.configs import check, config_dir, register
 from lighttoken.finetune import FineTuner
-from lighttoken.tasks.sentences import SentenceData
+from lighttoken.tasks.data import TaskData
 
 CONF = Path(config_dir())
 
@@ -70,7 +70,7 @@ def test_every_task_is_a_data_module(name, tokenizer):
     config = compose(f"task={name}")
     check(config)
     data = instantiate(config.task, tokenizer=tokenizer)
-    assert isinstance(data, SentenceData)
+    assert isinstance(data, TaskData)
     assert data.name == name
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from datasets import DatasetDict, load_dataset
 
 from lighttoken.errors import LighttokenError
-from lighttoken.tasks.sentences import SentenceData, in_share
+from lighttoken.tasks.data import in_share
+from lighttoken.tasks.sentences import SentenceData
 
 
 class RottenTomatoes(SentenceData):

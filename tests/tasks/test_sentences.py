@@ -6,9 +6,9 @@ from datasets import Dataset, DatasetDict
 from torchmetrics.classification import BinaryAccuracy
 
 from lighttoken import LighttokenError
+from lighttoken.tasks.data import in_share
 from lighttoken.tasks.glue import Glue
 from lighttoken.tasks.rotten_tomatoes import RottenTomatoes
-from lighttoken.tasks.sentences import in_share
 
 
 def glue(tokenizer, folder, **changes) -> Glue:

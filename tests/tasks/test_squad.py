@@ -1,0 +1,256 @@
+"""SQuAD: windows, spans, scores."""
+
+import collections
+import json
+import re
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from hydra.utils import instantiate
+from torchmetrics.text import SQuAD
+
+from lighttoken import LighttokenError
+from lighttoken.tasks.squad import Squad, SquadScore, best_span
+from tests.test_configs import compose
+
+CONTEXT = "the film was good and the plot was bad but a great movie was not the worst film"
+
+
+def question(number: int, answer: str, context: str = CONTEXT) -> dict:
+    answers = {"text": [answer], "answer_start": [context.index(answer)]}
+    return {"id": f"q{number}", "question": "was the plot good", "context": context, "answers": answers}
+
+
+def table(rows: list[dict]) -> Dataset:
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]})
+
+
+ROWS = [question(i, each) for i, each in enumerate(["good", "the plot", "great movie", "worst film"] * 3)]
+
+
+def original_layout(rows: list[dict]) -> str:
+    paragraphs = []
+    for row in rows:
+        answers = [
+            {"text": text, "answer_start": start}
+            for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+        ]
+        qas = [{"id": row["id"], "question": row["question"], "answers": answers}]
+        paragraphs.append({"context": row["context"], "qas": qas})
+    return json.dumps({"version": "1.1", "data": [{"title": "films", "paragraphs": paragraphs}]})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "squad"
+    made.mkdir()
+    for split in ("train", "validation"):
+        table(ROWS).to_parquet(made / f"{split}.parquet")
+    return made
+
+
+@pytest.fixture
+def squad(tokenizer, folder):
+    def make(**changes) -> Squad:
+        sizes = {"max_length": 16, "stride": 3, "max_question_length": 6, "max_answer_length": 4}
+        data = Squad(
+            tokenizer,
+            "squad",
+            ["question", "context"],
+            {"squad": SquadScore()},
+            data_dir=str(folder),
+            **sizes | changes,
+        )
+        data.setup()
+        return data
+
+    return make
+
+
+@pytest.mark.parametrize("names", [("train.json", "validation.json"), ("train-v1.1.json", "dev-v1.1.json")])
+def test_the_original_json_gives_the_rows_of_the_parquet(squad, folder, names):
+    expected = squad().read_splits()
+    for split, name in zip(("train", "validation"), names, strict=True):
+        (folder / f"{split}.parquet").unlink()
+        (folder / name).write_text(original_layout(ROWS))
+    found = squad().read_splits()
+    for split in ("train", "validation"):
+        for column in ("id", "question", "context", "answers"):
+            assert list(found[split][column]) == list(expected[split][column])
+
+
+def test_windows_cover_the_context_and_their_labels_are_the_answer(squad, tokenizer):
+    data = squad()
+    windows = data.splits["validation"].select(range(len(data.splits["validation"])))
+    owners = list(data.windows["validation"]["question"])
+    assert max(collections.Counter(owners).values()) > 1
+    found = set()
+    for window, place in zip(windows, data.windows["validation"], strict=True):
+        ids, answer = window["input_ids"], ROWS[place["question"]]["answers"]["text"][0]
+        assert len(ids) <= 16
+        if window["end_positions"]:
+            span = ids[window["start_positions"] : window["end_positions"] + 1]
+            assert tokenizer.decode(span) == answer
+            found.add(place["question"])
+        else:  # not all of the answer is in here
+            told = " ".join(CONTEXT[a:b] for a, b in place["offsets"] if b > a)
+            assert answer not in told
+    assert found == set(range(len(ROWS)))  # each answer is whole in one of its windows
+    seen = collections.defaultdict(set)
+    for place in data.windows["validation"]:
+        seen[place["question"]] |= {tuple(each) for each in place["offsets"] if each[1] > each[0]}
+    words = {(match.start(), match.end()) for match in re.finditer(r"\w+", CONTEXT)}
+    assert all(each == words for each in seen.values())
+
+
+def test_the_best_span_is_that_of_all_pairs_that_are_allowed():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        length, longest = 12, 4
+        start, end = torch.randn(2, length + 3, generator=generator)  # padded
+        offsets = [[0, 0]] * 4 + [[i, i + 1] for i in range(7)] + [[0, 0]]
+        score, first, last = best_span(start, end, offsets, longest)
+        pairs = [(i, j) for i in range(4, 11) for j in range(i, min(i + longest, 11))]
+        best = max(pairs, key=lambda pair: float(start[pair[0]] + end[pair[1]]))
+        assert (first, last) == best
+        assert score == pytest.approx(float(start[best[0]] + end[best[1]]))
+
+
+def test_answers_come_from_the_best_window_of_each_question(squad):
+    """A model that points at the labels, and where there is none at anything with less confidence, is always right."""
+    data = squad()
+    starts, ends = [], []
+    for window in data.splits["validation"]:
+        length = len(window["input_ids"])
+        sure = 10.0 if window["end_positions"] else 1.0
+        for found, key in ((starts, "start_positions"), (ends, "end_positions")):
+            logits = torch.zeros(length)
+            logits[window[key]] = sure
+            found.append(logits)
+    answers, references = data.best_answers("val", starts, ends)
+    assert [each["prediction_text"] for each in answers] == [row["answers"]["text"][0] for row in ROWS]
+    assert [each["id"] for each in references] == [row["id"] for row in ROWS]
+
+
+# The scorer of SQuAD v1.1 (evaluate-v1.1.py, Rajpurkar et al. 2016), as published.
+
+
+def normalize_answer(text):
+    text = "".join(each for each in text.lower() if each not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def f1_score(prediction, truth):
+    prediction, truth = normalize_answer(prediction).split(), normalize_answer(truth).split()
+    same = sum((collections.Counter(prediction) & collections.Counter(truth)).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(prediction), same / len(truth)
+    return 2 * precision * recall / (precision + recall)
+
+
+CRAFTED = [
+    ("the Eiffel Tower", ["Eiffel Tower"]),
+    ("Eiffel tower!", ["The Eiffel-Tower", "eiffel tower"]),
+    ("a an the", ["the"]),
+    ("", ["something"]),
+    ("in 1889, Paris", ["Paris", "1889"]),
+    ("Gustave  Eiffel's", ["Gustave Eiffel", "Eiffels"]),
+    ("nothing alike", ["something else"]),
+]
+
+
+def test_scores_are_those_of_the_official_scorer():
+    metric = instantiate(compose("task=squad").task.metrics.squad)
+    answers = [{"id": str(i), "prediction_text": text} for i, (text, _) in enumerate(CRAFTED)]
+    references = [
+        {"id": str(i), "answers": {"text": truths, "answer_start": [0] * len(truths)}}
+        for i, (_, truths) in enumerate(CRAFTED)
+    ]
+    metric.update(answers, references)
+    exact = [max(normalize_answer(text) == normalize_answer(each) for each in truths) for text, truths in CRAFTED]
+    f1 = [max(f1_score(text, each) for each in truths) for text, truths in CRAFTED]
+    found = metric.compute()
+    assert float(found["exact_match"]) == pytest.approx(100 * sum(exact) / len(exact))
+    assert float(found["f1"]) == pytest.approx(100 * sum(f1) / len(f1))
+    assert isinstance(metric, SquadScore)
+
+
+def test_scores_are_those_of_torchmetrics_but_for_answers_without_words():
+    ours, theirs = SquadScore(), SQuAD()
+    cases = [(text, truths) for text, truths in CRAFTED if normalize_answer(text) or text == ""]
+    answers = [{"id": str(i), "prediction_text": text} for i, (text, _) in enumerate(cases)]
+    references = [
+        {"id": str(i), "answers": {"text": truths, "answer_start": [0] * len(truths)}}
+        for i, (_, truths) in enumerate(cases)
+    ]
+    for metric in (ours, theirs):
+        metric.update(answers, references)
+    for name, value in theirs.compute().items():
+        assert float(ours.compute()[name]) == pytest.approx(float(value))
+
+
+def test_it_trains_scores_and_answers(command, checkpoint, architecture, folder):
+    code, out, err = command(
+        "train",
+        "+experiment=squad",
+        f"model.path={checkpoint(architecture)}",
+        f"task.data_dir={folder}",
+        "task.max_length=24",
+        "task.stride=4",
+        "task.max_question_length=8",
+        "limit_rows=8",
+        "predict=true",
+        "codec=svd",
+        "ratio=2.5",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "logger=none",
+        "progress=false",
+    )
+    assert code == 0, err
+    assert "val/exact_match" in out
+    (path,) = Path("outputs/runs").glob("*/record.json")
+    metrics = json.loads(path.read_text())["metrics"]
+    assert metrics.keys() == {"val/loss", "val/exact_match", "val/f1"}
+    answers = json.loads((path.parent / "predictions" / "squad_val.json").read_text())
+    assert answers.keys() == {f"q{i}" for i in range(8)}
+    assert all(answer in CONTEXT for answer in answers.values())
+    metric = SquadScore()
+    metric.update(
+        [{"id": key, "prediction_text": text} for key, text in answers.items()],
+        [{"id": row["id"], "answers": row["answers"]} for row in ROWS[:8]],
+    )
+    assert float(metric.compute()["f1"]) == pytest.approx(metrics["val/f1"])
+
+
+def test_contexts_are_held_out_as_wholes(squad, folder):
+    contexts = [" ".join([CONTEXT, f"word{i}"]) for i in range(20)]
+    rows = [
+        question(10 * i + j, each, context)
+        for i, context in enumerate(contexts)
+        for j, each in enumerate(["good", "bad"])
+    ]
+    table(rows).to_parquet(folder / "train.parquet")
+    data = squad(dev_fraction=0.3)
+    held = set(data.rows["dev"]["context"])
+    assert 0 < len(held) < 20
+    assert len(data.rows["dev"]) == 2 * len(held)
+    assert data.eval_names == ["val", "dev"]
+
+
+def test_a_stride_that_leaves_no_room_is_refused(squad):
+    with pytest.raises(LighttokenError, match="task.stride is 9 and a window has room for 7 tokens of the context"):
+        squad(stride=9)
+
+
+def test_a_missing_or_foreign_file_is_named(squad, folder):
+    (folder / "train.parquet").unlink()
+    with pytest.raises(LighttokenError, match="no split 'train': train.parquet is missing; found validation.parquet"):
+        squad()
+    (folder / "train.json").write_text("[]")
+    with pytest.raises(LighttokenError, match=r"cannot get task=squad from .*train.json: .*SQuAD's own layout"):
+        squad()
