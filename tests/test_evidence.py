@@ -1,0 +1,35 @@
+"""The arithmetic of experiments/evidence.py."""
+
+import pytest
+
+from experiments.evidence import retention, summarise, task_means
+
+
+def row(task: str, codec: str, seed: int, score: float, trainable: str = "frozen", ratio: str = "25") -> dict[str, str]:
+    told = {"task": task, "codec": codec, "trainable": trainable, "ratio": "1" if codec == "none" else ratio}
+    return told | {"seed": str(seed), "score": str(score)}
+
+
+def test_retention_is_against_the_better_reference_on_the_same_seeds():
+    rows = [row("cola", "none", seed, score) for seed, score in enumerate((0.50, 0.52, 0.90))]
+    rows += [row("cola", "none", seed, score, "decoder") for seed, score in enumerate((0.54, 0.56, 0.10))]
+    rows += [row("cola", "lighttoken", seed, score) for seed, score in enumerate((0.53, 0.57))]  # seeds 0 and 1 alone
+    *references, line = summarise(rows)
+    assert [each["codec"] for each in references] == ["none", "none"]
+    assert line["reference"] == pytest.approx(0.55)
+    assert line["retention"] == pytest.approx(1.0)
+    # By hand: score - reference is -0.01 and 0.01, their sd 0.01 * sqrt(2), over 0.55 * sqrt(2).
+    assert line["standard_error"] == pytest.approx(0.01 / 0.55)
+    assert line["n"] == 2
+
+
+def test_one_pair_has_no_standard_error():
+    assert retention([0.4], [0.5]) == {"retention": pytest.approx(0.8), "standard_error": None}
+
+
+def test_the_mean_over_tasks_leaves_squad_out():
+    rows = [row(task, "none", 0, score) for task, score in (("cola", 0.5), ("rte", 0.7), ("squad", 80.0))]
+    rows += [row(task, "svd", 0, score) for task, score in (("cola", 0.4), ("rte", 0.5), ("squad", 10.0))]
+    (mean,) = task_means(summarise(rows))
+    assert mean["task"] == "mean of cola, rte"
+    assert mean["retention"] == pytest.approx(0.9 / 1.2)
