@@ -64,18 +64,12 @@ def run(point: Row, arguments: argparse.Namespace) -> Row:
     task = point["task"]
     experiment = task if task == "squad" else f"glue_{task}"
     command = [sys.executable, "-m", "lighttoken.train", f"+experiment={experiment}", f"codec={point['codec']}"]
-    command += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}"]
-    command += [
-        f"finetune.trainable={point['trainable']}",
-        "logger=csv",
-        "progress=false",
-        f"output_dir={arguments.output}",
-    ]
+    command += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}", "logger=csv"]
+    command += [f"finetune.trainable={point['trainable']}", "progress=false", f"output_dir={arguments.output}"]
     command += [] if point["codec"] == "none" else [f"ratio={point['ratio']}"]
-    subprocess.run(
-        [*command, *TASKS.get(task, (1, ()))[1], *arguments.overrides], check=True, stdout=subprocess.DEVNULL
-    )
-    record = max((each for each in read_records(output) if each["status"] == "done"), key=lambda each: each["started"])
+    command += [*TASKS.get(task, (1, ()))[1], *arguments.overrides]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    record = max(read_records(Path(arguments.output)), key=lambda each: each["started"])
     return point | {
         "score": f"{task_score(record['metrics']):.5f}",
         "metrics": json.dumps({name: round(value, 5) for name, value in record["metrics"].items()}),
