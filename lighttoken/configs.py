@@ -53,6 +53,7 @@ class Train:
     backbone_precision: str = MISSING
     limit_rows: int | None = None
     predict: bool = MISSING
+    resume: bool = MISSING
     seed: int = MISSING
     output_dir: str = MISSING
     progress: bool = MISSING

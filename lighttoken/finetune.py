@@ -47,6 +47,13 @@ class FineTuner(L.LightningModule):
     def forward(self, **batch: Tensor) -> Any:
         return self.model(**batch)
 
+    def on_fit_start(self) -> None:
+        self.seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout depends on the seed and the step alone, so that a run that is resumed goes on as if never stopped.
+        torch.manual_seed((self.seed + 1_000_003 * (self.global_step + 1)) % 2**63)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss = self(**batch).loss
         self.log("train/loss", loss, prog_bar=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,6 +40,8 @@ from lighttoken.screen import print_closing_table, print_plan, print_rows, size
 from lighttoken.tasks.data import TaskData
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "last.ckpt"
 
 # What the libraries say on every run, about things that are meant to be as they are.
 NOISE = (
@@ -98,9 +101,13 @@ def train(config: DictConfig) -> Record:
             )
             # Again: whatever the codec drew, batches and dropout are the same for all.
             L.seed_everything(config.seed, verbose=False)
-            trainer.fit(module, data)
+            checkpoint = resume_folder(config) / CHECKPOINT_FILE
+            if config.resume and checkpoint.is_file():
+                record.resumed = str(checkpoint)
+            trainer.fit(module, data, ckpt_path=record.resumed, weights_only=True)
 
         with record.phase("evaluate"):
+            load_best(trainer, module)
             reduce_precision(model, config.backbone_precision)
             record.stored_bytes = model_bytes(model)
             trainer.validate(module, data, verbose=False)
@@ -114,6 +121,7 @@ def train(config: DictConfig) -> Record:
                 make_directory(folder)
                 answered: Any = trainer.predict(module, data)
                 data.write_answers(answered if isinstance(answered[0], list) else [answered], folder)
+    shutil.rmtree(resume_folder(config), ignore_errors=True)
     print_closing_table(record, find_reference(record, Path(config.output_dir)))
     return record
 
@@ -121,6 +129,9 @@ def train(config: DictConfig) -> Record:
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
     """The trainer with its callbacks. Raises LighttokenError for callbacks that watch rows which are not held out."""
     callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
+    if config.resume:
+        last = ModelCheckpoint(resume_folder(config), filename=Path(CHECKPOINT_FILE).stem, save_on_train_epoch_end=True)
+        callbacks.append(last)
     if not loggers:  # it refuses to work without one
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     watched = [str(each.monitor) for each in callbacks if hasattr(each, "monitor")]
@@ -134,7 +145,24 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         logger=loggers,
         default_root_dir=str(directory),
         enable_progress_bar=config.progress,
+        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
     )
+
+
+def load_best(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Take the weights that a checkpoint callback found best on held-out rows; the last ones stay if none was asked."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            module.load_state_dict(torch.load(callback.best_model_path, weights_only=True)["state_dict"])
+            Path(callback.best_model_path).unlink()
+
+
+def resume_folder(config: DictConfig) -> Path:
+    """Where a run keeps its checkpoint until it is done: the same for the same command."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    told = {name: value for name, value in plain.items() if name not in ("output_dir", "logger", "progress", "resume")}
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(config.output_dir) / "resume" / key
 
 
 def compress(config: DictConfig) -> CompressedTable:

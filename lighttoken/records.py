@@ -27,7 +27,17 @@ log = logging.getLogger(__name__)
 RECORD_FILE = "record.json"
 LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
 # What may differ between a run and the uncompressed one that its score is compared with.
-NOT_RECIPE = ("codec", "schedule", "ratio", "backbone_precision", "output_dir", "logger", "progress")
+NOT_RECIPE = (
+    "codec",
+    "schedule",
+    "ratio",
+    "backbone_precision",
+    "output_dir",
+    "logger",
+    "progress",
+    "predict",
+    "resume",
+)
 
 
 @dataclass
@@ -51,6 +61,7 @@ class Record:
     stored_bytes: int | None = None  # of the model as it was evaluated
     artifact: str | None = None
     artifact_reused: bool = False
+    resumed: str | None = None  # the checkpoint that fine-tuning went on from
     compression: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # per phase

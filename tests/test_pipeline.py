@@ -172,6 +172,18 @@ def test_early_stopping_watches_held_out_rows(train):
     assert {"dev/accuracy", "dev/loss", "val/accuracy"} <= record["metrics"].keys()
 
 
+def test_the_best_weights_on_held_out_rows_are_evaluated(train):
+    rate = "finetune.learning_rate=0.02"  # so that later epochs are worse
+    _, record, folder = train(
+        "trainer.max_epochs=4", rate, "callbacks=best_checkpoint", "task.dev_fraction=0.3", "logger=csv"
+    )
+    with (folder / "metrics.csv").open() as file:
+        losses = [float(row["dev/loss"]) for row in csv.DictReader(file) if row["dev/loss"]]
+    assert len(losses) == 5  # four epochs, then the evaluation
+    assert losses[-1] == record["metrics"]["dev/loss"] == min(losses[:4])
+    assert not list(folder.rglob("*.ckpt"))
+
+
 def test_early_stopping_without_held_out_rows_is_refused(command, checkpoint, sst2):
     arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "codec=none", "progress=false"]
     code, _, err = command("train", *arguments, "callbacks=early_stopping")
@@ -269,3 +281,34 @@ def test_compress_to_a_quality_shows_the_plan(command, checkpoint):
         assert words in out
     code, _, err = command("compress", *arguments, "measure=beauty", "overwrite=true")
     assert (code, err) == (2, "error: unknown measure 'beauty'; choose one of weighted_nmse, nmse, cosine\n")
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
+    from lighttoken.finetune import FineTuner
+
+    weights: list[dict] = []
+    original = FineTuner.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise RuntimeError("killed")
+        return original(self, batch, batch_idx)
+
+    def remember(self):
+        weights.append({name: each.clone() for name, each in self.state_dict().items()})
+
+    monkeypatch.setattr(FineTuner, "on_fit_end", remember)
+    epochs = "trainer.max_epochs=4"
+    _, whole, _ = train(epochs)
+    monkeypatch.setattr(FineTuner, "training_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(epochs, "resume=true")
+    monkeypatch.setattr(FineTuner, "training_step", original)
+    (checkpoint,) = Path("outputs/resume").rglob("*.ckpt")
+    _, resumed, _ = train(epochs, "resume=true")
+    assert resumed["resumed"] == str(checkpoint)
+    assert resumed["metrics"] == whole["metrics"]
+    first, second = weights
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not checkpoint.exists()  # the run is done; the same command starts a new one

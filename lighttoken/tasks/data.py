@@ -95,8 +95,7 @@ class TaskData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rows = self.splits["train"]
-        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
-        sampler = LengthGroupedSampler(self.batch_size, lengths=list(rows["length"]), generator=generator)
+        sampler = EpochSampler(self.batch_size, list(rows["length"]), seed=torch.initial_seed() % 2**62)
         return self.loader(rows, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -148,6 +147,18 @@ class TaskData(L.LightningDataModule):
         if self.limit_rows is not None:
             raw = DatasetDict({name: rows.select(range(min(self.limit_rows, len(rows)))) for name, rows in raw.items()})
         return raw
+
+
+class EpochSampler(LengthGroupedSampler):
+    """Rows of similar length next to each other, in an order that the seed and the epoch decide, and nothing else."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.generator.manual_seed(self.seed + epoch)
 
 
 def in_share(text: str, share: float) -> bool:
