@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -26,6 +27,7 @@ from lighttoken.embedding import CompressedEmbedding, CompressedHead, SharedEmbe
 from lighttoken.errors import LighttokenError
 from lighttoken.loading import attach
 
+MODEL_FOLDER = "model"  # of a run that kept its model
 BackbonePrecision = Literal["float32", "float16", "bfloat16", "int8"]
 
 
@@ -169,6 +171,29 @@ def find_embedding(model: nn.Module) -> nn.Embedding:
             "load the original, uncompressed checkpoint"
         )
     return embedding
+
+
+def load_body(model: PreTrainedModel, run: Path) -> None:
+    """Take the weights of the body, but for the token embedding and the head, from a run that kept its model.
+
+    Raises LighttokenError if there is none, or if it is that of another backbone.
+    """
+    files = sorted((run / MODEL_FOLDER).glob("*.safetensors"))
+    if not files:
+        raise LighttokenError(f"init_from={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
+    state = {name: each for file in files for name, each in load_file(file).items()}
+    table, body = find_embedding(model).weight, model.base_model
+    prefix = "" if body is model else model.base_model_prefix
+    wanted = {name: each for name, each in body.named_parameters(prefix=prefix) if each is not table}
+    unfit = [name for name, each in wanted.items() if name not in state or state[name].shape != each.shape]
+    if unfit:
+        raise LighttokenError(
+            f"init_from={run} is the run of another backbone: {len(unfit)} weights do not fit, the first {unfit[0]}; "
+            "choose a run of the same model"
+        )
+    with torch.no_grad():
+        for name, each in wanted.items():
+            each.copy_(state[name])
 
 
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:

@@ -54,6 +54,8 @@ class Train:
     limit_rows: int | None = None
     predict: bool = MISSING
     resume: bool = MISSING
+    init_from: str | None = None
+    save_model: bool = MISSING
     seed: int = MISSING
     output_dir: str = MISSING
     progress: bool = MISSING

@@ -29,7 +29,15 @@ from lighttoken.artifact import (
     load_table,
     make_directory,
 )
-from lighttoken.backbone import Backbone, find_embedding, model_bytes, reduce_precision, swap_embedding
+from lighttoken.backbone import (
+    MODEL_FOLDER,
+    Backbone,
+    find_embedding,
+    load_body,
+    model_bytes,
+    reduce_precision,
+    swap_embedding,
+)
 from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
 from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
@@ -54,7 +62,7 @@ NOISE = (
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
     quiet_libraries(config.progress)
-    for node, key in ((config.model, "path"), (config.task, "data_dir")):
+    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from")):
         if node.get(key):  # records of runs from different folders can then be compared
             node[key] = str(Path(node[key]).expanduser().resolve())
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -78,6 +86,8 @@ def train(config: DictConfig) -> Record:
             data.setup()
             L.seed_everything(config.seed, verbose=False)
             model = data.make_model(backbone)
+            if config.init_from:
+                load_body(model, Path(config.init_from))
             table = find_embedding(model).weight.detach()
             record.table_bytes = record.artifact_bytes = table.numel() * 4
             record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -108,6 +118,9 @@ def train(config: DictConfig) -> Record:
 
         with record.phase("evaluate"):
             load_best(trainer, module)
+            if config.save_model:
+                model.save_pretrained(record.directory / MODEL_FOLDER)
+                tokenizer.save_pretrained(record.directory / MODEL_FOLDER)
             reduce_precision(model, config.backbone_precision)
             record.stored_bytes = model_bytes(model)
             trainer.validate(module, data, verbose=False)

@@ -128,7 +128,8 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
     """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None."""
 
     def recipe(config: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in config.items() if key not in NOT_RECIPE}
+        told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
+        return told | {"init_from": bool(config.get("init_from"))}  # of its own run, which has its own codec
 
     references = [
         other

@@ -312,3 +312,40 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not checkpoint.exists()  # the run is done; the same command starts a new one
+
+
+def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2):
+    from transformers import AutoModelForSequenceClassification
+
+    _, _, first = train("codec=none", "save_model=true")
+    kept = AutoModelForSequenceClassification.from_pretrained(first / "model")
+    _, record, second = train(f"init_from={first}", "save_model=true", "finetune.learning_rate=0.0")
+    model = AutoModelForSequenceClassification.from_pretrained(second / "model")
+    body = "bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(model.get_parameter(body), kept.get_parameter(body))
+    assert not torch.equal(model.classifier.weight, kept.classifier.weight)
+    assert record["ratio"] > 2  # the table is compressed as ever
+    code, _, err = command(
+        "train",
+        f"init_from={checkpoint()}",
+        "task=sst2",
+        f"task.data_dir={sst2}",
+        "codec=none",
+        f"model.path={checkpoint()}",
+        "logger=none",
+        "progress=false",
+    )
+    assert code == 2
+    assert "has no model/ in it; run that task with save_model=true first" in err
+    code, _, err = command(
+        "train",
+        f"init_from={first}",
+        "task=sst2",
+        f"task.data_dir={sst2}",
+        "codec=none",
+        f"model.path={checkpoint('roberta')}",
+        "logger=none",
+        "progress=false",
+    )
+    assert code == 2
+    assert "is the run of another backbone" in err
