@@ -80,6 +80,7 @@ def test_every_experiment_starts_with_its_four_lines_and_composes(name):
     for line, word in zip(lines[1:5], ("Command", "Expected", "Time", "Hardware"), strict=True):
         assert line.startswith(f"# {word}:")
         assert "TBD" not in line
+        assert "MEASURE" not in line
     assert f"+experiment={name}" in lines[1]
     check(compose(f"+experiment={name}"))
 
