@@ -212,19 +212,24 @@ def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie
     return model
 
 
+def check_precision(precision: str) -> None:
+    """Raise LighttokenError for a precision that `reduce_precision` does not know or cannot make here."""
+    if precision not in get_args(BackbonePrecision):
+        choices = ", ".join(get_args(BackbonePrecision))
+        raise LighttokenError(f"unknown backbone_precision={precision!r}; choose one of {choices}")
+    if precision == "int8" and importlib.util.find_spec("torchao") is None:
+        raise LighttokenError("backbone_precision=int8 needs torchao; run pip install 'lighttoken[int8]'")
+
+
 def reduce_precision(model: nn.Module, precision: BackbonePrecision) -> None:
     """Store the weights around the token embedding in a smaller precision, in place.
 
     `float16` and `bfloat16` cast all of them, and the rows that a compressed table decodes to. `int8` quantizes the
     linear layers, weights by output channel and activations by token as they come (torchao), not the rest. Raises
-    LighttokenError for another precision, or if torchao is not installed.
+    LighttokenError as `check_precision` does.
     """
-    if precision not in get_args(BackbonePrecision):
-        choices = ", ".join(get_args(BackbonePrecision))
-        raise LighttokenError(f"unknown backbone_precision={precision!r}; choose one of {choices}")
+    check_precision(precision)
     if precision == "int8":
-        if importlib.util.find_spec("torchao") is None:
-            raise LighttokenError("backbone_precision=int8 needs torchao; run pip install 'lighttoken[int8]'")
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
         quantize_(model, Int8DynamicActivationInt8WeightConfig())

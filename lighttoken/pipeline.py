@@ -32,6 +32,7 @@ from lighttoken.artifact import (
 from lighttoken.backbone import (
     MODEL_FOLDER,
     Backbone,
+    check_precision,
     find_embedding,
     load_body,
     model_bytes,
@@ -79,11 +80,14 @@ def train(config: DictConfig) -> Record:
     )
     with record.running(), open_loggers(config) as loggers:
         with record.phase("load"):
+            check_precision(config.backbone_precision)  # what can be known before hours of work
             trainer = make_trainer(config, loggers, record.directory)
             tokenizer = backbone.tokenizer()
             data: TaskData = instantiate(config.task, tokenizer=tokenizer)
             data.prepare_data()
             data.setup()
+            if config.predict:
+                data.predict_dataloader()
             L.seed_everything(config.seed, verbose=False)
             model = data.make_model(backbone)
             if config.init_from:
@@ -134,7 +138,8 @@ def train(config: DictConfig) -> Record:
                 make_directory(folder)
                 answered: Any = trainer.predict(module, data)
                 data.write_answers(answered if isinstance(answered[0], list) else [answered], folder)
-    shutil.rmtree(resume_folder(config), ignore_errors=True)
+    if config.resume:
+        shutil.rmtree(resume_folder(config), ignore_errors=True)
     print_closing_table(record, find_reference(record, Path(config.output_dir)))
     return record
 

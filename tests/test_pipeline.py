@@ -349,3 +349,21 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
     )
     assert code == 2
     assert "is the run of another backbone" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "backbone_precision=int3",
+            "unknown backbone_precision='int3'; choose one of float32, float16, bfloat16, int8",
+        ),
+        ("predict=true", "predict=true needs the split 'test' of task=sst2; found train, validation"),
+    ],
+)
+def test_what_cannot_be_done_at_the_end_is_refused_at_the_start(command, checkpoint, sst2, monkeypatch, asked, message):
+    monkeypatch.setattr("lightning.Trainer.fit", lambda *args, **kwargs: pytest.fail("it should not train"))
+    arguments = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "logger=none", "progress=false"]
+    code, _, err = command("train", *arguments, asked)
+    assert code == 2
+    assert message in err
