@@ -57,6 +57,7 @@ NOISE = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     "Experiment logs directory .* exists and is not empty.*",
     ".*does not have many workers.*",
+    ".*will save all targets and predictions in the buffer.*",
 )
 
 
