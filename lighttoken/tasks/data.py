@@ -1,7 +1,7 @@
 """What all tasks share: splits, their sizes, length-grouped batches."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
@@ -108,6 +109,14 @@ class TaskData(L.LightningDataModule):
         rows = rows.remove_columns("length")
         collate = DataCollatorWithPadding(self.tokenizer)
         return DataLoader(rows, batch_size=batch_size, sampler=sampler, collate_fn=collate)
+
+    def get(self, read: Callable[[], Any], source: str | Path, cure: str) -> Any:
+        """What `read` returns; raises LighttokenError, naming source and cure, if it fails as files and hubs do."""
+        try:
+            return read()
+        except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise LighttokenError(f"cannot get task={self.name} from {source}: {reason}; {cure}") from error
 
     def hold_out(self, rows: Dataset, keys: Sequence[str]) -> dict[str, Dataset]:
         """Training rows parted into `train` and, with `dev_fraction`, `dev`, by a key of each row."""

@@ -1,7 +1,7 @@
 """GLUE tasks, from files on disk, as parquet, JSON lines or the site's own TSV, or from the hub."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
 
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.sentences import SentenceData
@@ -43,17 +42,10 @@ class Glue(SentenceData):
                 "with no network, set task.data_dir=DIR to a folder with train.parquet and validation.parquet, "
                 "or try +experiment=quickstart, which needs none"
             )
-            return self._get(partial(load_dataset, self.hub_id, self.name), self.hub_id, cure)
+            return self.get(partial(load_dataset, self.hub_id, self.name), self.hub_id, cure)
         cure = "it must be parquet, JSON lines or TSV, with rows in it"
         files = self._files(Path(self.data_dir))
-        return DatasetDict({split: self._get(partial(self._read, file), file, cure) for split, file in files.items()})
-
-    def _get(self, read: Callable[[], Any], source: str | Path, cure: str) -> Any:
-        try:
-            return read()
-        except (OSError, ValueError, KeyError, DatasetGenerationError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise LighttokenError(f"cannot get task={self.name} from {source}: {reason}; {cure}") from error
+        return DatasetDict({split: self.get(partial(self._read, file), file, cure) for split, file in files.items()})
 
     def _files(self, folder: Path) -> dict[str, Path]:
         """The file of each split. Raises LighttokenError for one that is missing and is not a test split."""

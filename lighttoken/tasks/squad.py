@@ -4,14 +4,13 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
@@ -72,7 +71,7 @@ class Squad(TaskData):
         """Splits `train` and `validation` with id, question, context and answers (text, answer_start)."""
         if self.data_dir is None:
             cure = "with no network, set task.data_dir=DIR to a folder with train.parquet and validation.parquet"
-            return self._get(partial(load_dataset, self.hub_id), self.hub_id, cure)
+            return self.get(partial(load_dataset, self.hub_id), self.hub_id, cure)
         folder, splits = Path(self.data_dir), {}
         for split, original in (("train", "train-v1.1"), ("validation", "dev-v1.1")):
             files = [folder / f"{split}.parquet", folder / f"{split}.json", folder / f"{original}.json"]
@@ -83,15 +82,8 @@ class Squad(TaskData):
                     f"task.data_dir={folder} has no split {split!r}: {split}.parquet is missing; "
                     f"found {', '.join(present) or 'nothing there'}"
                 )
-            splits[split] = self._get(partial(_read, file), file, "it must be parquet or JSON in SQuAD's own layout")
+            splits[split] = self.get(partial(_read, file), file, "it must be parquet or JSON in SQuAD's own layout")
         return DatasetDict(splits)
-
-    def _get(self, read: Callable[[], Any], source: str | Path, cure: str) -> Any:
-        try:
-            return read()
-        except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise LighttokenError(f"cannot get task={self.name} from {source}: {reason}; {cure}") from error
 
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
         parts = self.hold_out(raw["train"], raw["train"]["context"])  # so that no context is on both sides
