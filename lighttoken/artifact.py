@@ -6,6 +6,7 @@ Every row is a decoded hash code, next to a low-rank part where the codec keeps 
         + left[id] @ right                                     (k)(k, d)
 
 The coefficients are the bits of the code themselves, or what the trellis code (`lighttoken.trellis`) reads from them.
+Baselines that have no hash codes have forms of their own (`lighttoken.forms`), next to the same bias.
 `compressed_table.safetensors` holds the tensors, `compressed_table.json` says what they are. Nothing is pickled, and
 nothing in the two files depends on the time or the place they were made.
 """
@@ -28,6 +29,7 @@ from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
 
 from lighttoken.errors import LighttokenError
+from lighttoken.forms import find_form
 from lighttoken.packing import dequantize, unpack_bits
 from lighttoken.trellis import (
     LEAD,
@@ -55,6 +57,8 @@ def decode_rows(ids: Tensor, tensors: Mapping[str, Tensor], dim: int) -> Tensor:
 
     `tensors` are those of `CompressedTable.tensors`, with the entries of `CompressedTable.index` next to them.
     """
+    if form := find_form(tensors):
+        return _matrix(tensors, "bias", dim).view(-1) + form.read(ids, tensors, dim)
     bias, basis = read_basis(tensors, dim)
     return torch.addmm(bias, read_coordinates(ids, tensors), basis)
 
@@ -90,11 +94,11 @@ def _matrix(tensors: Mapping[str, Tensor], name: str, columns: int) -> Tensor:
 class CompressedTable:
     """What a codec returns: decodes rows, knows its bytes, saves and loads.
 
-    `tensors` are those on disk. `decoder` (m, d) and `bias`, and the `left` (V, k) and `right` (k, d) of a low-rank
-    part, are in a float precision or integers with their `.scale`. `codes` are (V, m/8) uint8, or, with `state_bits`
-    above 0, the stream of a trellis code, (N,) uint8; then `tiers` holds the tier of each row, packed, and `steps` and
-    `gain` (T, n) what each tier's bits mean. `summary` is what the codec reports about its work (plan, errors),
-    `settings` what it was told; both are plain JSON values.
+    `tensors` are those on disk; `lighttoken.forms` tells of those without hash codes. `decoder` (m, d) and `bias`, and
+    the `left` (V, k) and `right` (k, d) of a low-rank part, are in a float precision or integers with their `.scale`.
+    `codes` are (V, m/8) uint8, or, with `state_bits` above 0, the stream of a trellis code, (N,) uint8; then `tiers`
+    holds the tier of each row, packed, and `steps` and `gain` (T, n) what each tier's bits mean. `summary` is what the
+    codec reports about its work (plan, errors), `settings` what it was told; both are plain JSON values.
     """
 
     codec: str
@@ -118,7 +122,9 @@ class CompressedTable:
 
     @cached_property
     def index(self) -> dict[str, Tensor]:
-        """What `decode_rows` needs next to the tensors to find its way in a trellis code."""
+        """What `decode_rows` needs next to the tensors to find its way in them."""
+        if form := find_form(self.tensors):
+            return form.index(self.tensors, self.shape[0])
         if not self.state_bits:
             return {}
         tiers, steps = unpack_tiers(self.tensors["tiers"].cpu(), self.shape[0]), self.tensors["steps"].cpu()
@@ -147,15 +153,14 @@ class CompressedTable:
     def check(self) -> None:
         """Raise ValueError if the tensors are not those of a table of this shape: names, types and sizes."""
         stored, (vocab_size, dim) = self.tensors, self.shape
-        for name in (
-            "codes",
-            "decoder",
-            "bias",
-            *(("tiers", "steps", "gain", "gain.scale") if self.state_bits else ()),
-        ):
+        form = find_form(stored)
+        needed = ["codes", "bias"] + ([] if form else ["decoder"])
+        needed += ["tiers", "steps", "gain", "gain.scale"] if self.state_bits else []
+        needed += ["row_scale"] if "levels" in stored else []
+        for name in needed:
             if name not in stored:
                 raise ValueError(f"no tensor {name!r}")
-        m = stored["decoder"].shape[0]
+        m = 0 if form else stored["decoder"].shape[0]
         shapes: dict[str, tuple[int, ...]] = {}
         for name, rows in (("decoder", m), ("right", self.rank), ("bias", 1)):
             packed = name in stored and stored[name].dtype == torch.uint8  # int4, two to a byte
@@ -165,7 +170,9 @@ class CompressedTable:
             shapes |= {"left": (vocab_size, -(-self.rank // 2) if half else self.rank), "left.scale": (1, self.rank)}
         if stored["bias"].ndim == 1:
             shapes["bias"] = (dim,)
-        if self.state_bits:
+        if form:
+            shapes |= form.shapes(stored, vocab_size, dim)
+        elif self.state_bits:
             if not 1 <= self.state_bits <= MAX_STATE_BITS:
                 raise ValueError(f"state_bits is {self.state_bits}")
             steps, tiers = stored["steps"], unpack_tiers(stored["tiers"], vocab_size)

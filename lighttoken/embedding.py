@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lighttoken.artifact import INDEX, CompressedTable, decode_rows, read_basis, read_coordinates
+from lighttoken.artifact import CompressedTable, decode_rows, read_basis, read_coordinates
 from lighttoken.errors import LighttokenError
+from lighttoken.forms import find_form
 from lighttoken.packing import dequantize, precision_of, quantize
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
 Mode = Literal["packed", "materialized"]
 Tie = Literal["compressed", "untie"]
 ROWS_PER_CHUNK = 1024  # read at a time where all of them are needed
-DECODER = ("decoder", "bias")
-FACTORS = ("left", "right", "gain")
+DECODER = ("decoder", "bias", "codebooks", "rotation", "levels", "core1", "core2")
+FACTORS = ("left", "right", "gain", "row_scale")
 # Floats are kept as integers of the same bits: a model's .half(), or a loader's dtype, must not round what is stored.
 _SAME_BITS = {torch.float32: torch.int32, torch.float16: torch.int16}
 
@@ -60,6 +61,7 @@ class CompressedEmbedding(nn.Module):
         self.trained = nn.ParameterDict()
         self.mode: Mode = mode
         self._prepared = False
+        self._index: tuple[str, ...] = ()
         self.prepare()
         self.register_load_state_dict_post_hook(lambda module, _: module.prepare())
 
@@ -71,6 +73,7 @@ class CompressedEmbedding(nn.Module):
         table = self.compressed_table()
         for name, tensor in table.index.items():
             self.register_buffer(buffer_name(name), tensor.to(self.codes.device), persistent=False)
+        self._index = tuple(table.index)
         self._prepared = True
         self.set_mode(self.mode)
 
@@ -114,20 +117,27 @@ class CompressedEmbedding(nn.Module):
     def project(self, vectors: Tensor) -> Tensor:
         """Products (..., V) of vectors (..., d) with all rows, unscaled, as a head tied to the table makes them.
 
-        Packed, no row is decoded: the vectors are brought to the basis and multiplied with the coefficients, chunk by
-        chunk. A backward pass reads the coefficients again instead of keeping them.
+        Packed, no row of a hash code is decoded: the vectors are brought to the basis and multiplied with the
+        coefficients, chunk by chunk; rows of other forms are decoded in chunks. A backward pass reads them again
+        instead of keeping them.
         """
         if self.table is not None:
             return nn.functional.linear(vectors, self.table)
         with torch.autocast(vectors.device.type, enabled=False):
             flat, tensors = vectors.float().reshape(-1, self.embedding_dim), self._tensors()
-            bias, basis = read_basis(tensors, self.embedding_dim)
-            projected = flat @ torch.cat([basis, bias.unsqueeze(0)]).T
-            projected, offset = projected[:, :-1], projected[:, -1:]
             chunks = torch.arange(self.num_embeddings, device=vectors.device).split(ROWS_PER_CHUNK)
+            if find_form(tensors):
 
-            def product(ids: Tensor) -> Tensor:
-                return torch.addmm(offset, projected, read_coordinates(ids, tensors).T).to(self.like.dtype)
+                def product(ids: Tensor) -> Tensor:
+                    return (flat @ decode_rows(ids, tensors, self.embedding_dim).T).to(self.like.dtype)
+
+            else:
+                bias, basis = read_basis(tensors, self.embedding_dim)
+                projected = flat @ torch.cat([basis, bias.unsqueeze(0)]).T
+                projected, offset = projected[:, :-1], projected[:, -1:]
+
+                def product(ids: Tensor) -> Tensor:
+                    return torch.addmm(offset, projected, read_coordinates(ids, tensors).T).to(self.like.dtype)
 
             if torch.is_grad_enabled():
                 parts = [checkpoint(product, ids, use_reentrant=False) for ids in chunks]
@@ -155,11 +165,7 @@ class CompressedEmbedding(nn.Module):
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""
         tensors = dict(self._stored)
-        index = {
-            f"index.{name}": getattr(self, buffer_name(f"index.{name}"))
-            for name in INDEX
-            if self._description.state_bits
-        }
+        index = {name: getattr(self, buffer_name(name)) for name in self._index}
         for name, master in self.trained.items():
             rounded = dequantize(*self._round(name, tensors), master.shape[-1]).view_as(master)
             tensors[name] = master.float() + (rounded - master.detach().float())
@@ -196,7 +202,7 @@ class CompressedEmbedding(nn.Module):
         return rows
 
     def __repr__(self) -> str:
-        bits = 8 * self.codes.numel() / self.num_embeddings
+        bits = 8 * self.codes.numel() * self.codes.element_size() / self.num_embeddings
         ratio = "" if self.codes.is_meta else f", ratio={self.ratio:.1f}"
         return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}, bits_per_row={bits:.1f}{ratio})"
 
@@ -246,9 +252,9 @@ class CompressedHead(nn.Module):
 def set_trainable(embedding: nn.Module, trainable: Trainable) -> None:
     """Choose what fine-tuning may change of an embedding, compressed or not.
 
-    `frozen`: nothing; `decoder`: the decoder and its bias; `decoder+factors`: the rank-k factors, or the trellis code's
-    gains, too. A dense embedding has a single weight: frozen under `frozen`, trained under the other two. Raises
-    LighttokenError otherwise.
+    `frozen`: nothing; `decoder`: what rows share, the decoder or the codebooks, and the bias; `decoder+factors`: the
+    rank-k factors, the trellis code's gains or the rows' scales, too. A dense embedding has a single weight: frozen
+    under `frozen`, trained under the other two. Raises LighttokenError otherwise.
     """
     names = {"frozen": (), "decoder": DECODER, "decoder+factors": DECODER + FACTORS}
     if trainable not in names:

@@ -142,11 +142,13 @@ def read_checkpoint(directory: Path) -> CompressedTable:
         empty = LighttokenConfig(**described).empty_table()
         shards = [safe_open(file, "pt") for file in sorted(directory.glob("*.safetensors"))]
         places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
-        (prefix,) = (name.removesuffix("decoder") for name in places if name.rpartition(".")[2] == "decoder")
-        tensors = {}
-        for name, meant in empty.tensors.items():
-            stored = prefix + ("weight" if name == "codes" else buffer_name(name))
-            tensors[name] = places[stored].get_tensor(stored).view(meant.dtype)
+        names = {name: "weight" if name == "codes" else buffer_name(name) for name in empty.tensors}
+        prefixes = (name.removesuffix("bias") for name in places if name.rpartition(".")[2] == "bias")
+        (prefix,) = (each for each in prefixes if all(each + name in places for name in names.values()))
+        tensors = {
+            name: places[prefix + names[name]].get_tensor(prefix + names[name]).view(meant.dtype)
+            for name, meant in empty.tensors.items()
+        }
         compressed = replace(empty, tensors=tensors)
         compressed.check()
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -30,6 +30,28 @@ def unpack_bits(codes: Tensor, m: int) -> Tensor:
     return (torch.bitwise_right_shift(codes.unsqueeze(-1), _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
 
 
+def word_bits(size: int) -> int:
+    """Bits of a word that chooses one of `size` entries. Raises ValueError unless `size` is a power of two."""
+    bits = size.bit_length() - 1
+    if size < 2 or size != 1 << bits:
+        raise ValueError(f"{size} is not a power of two from 2 on")
+    return bits
+
+
+def pack_words(words: Tensor, bits: int) -> Tensor:
+    """Pack words (n, M), from 0 to 2^bits - 1, one after another, lowest bit first, into codes (n, ceil(M bits/8))."""
+    each = torch.arange(bits, device=words.device)
+    return pack_bits((torch.bitwise_right_shift(words.long().unsqueeze(-1), each) & 1).flatten(1))
+
+
+def read_words(codes: Tensor, count: int, bits: int) -> Tensor:
+    """Undo `pack_words`: words (n, count) int64."""
+    if bits == 8:
+        return codes.long()
+    each = 1 << torch.arange(bits, device=codes.device)
+    return (unpack_bits(codes, count * bits).unflatten(-1, (count, bits)).long() * each).sum(-1)
+
+
 def quantize(
     matrix: Tensor, precision: Precision, scale_dim: int = 0, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:

@@ -1,5 +1,6 @@
 """Codecs: methods that turn a table into a compressed table."""
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,22 @@ from lighttoken.errors import LighttokenError
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-CODECS: dict[str, dict[str, Any]] = {  # what each name changes of LightToken's defaults, as conf/codec/NAME.yaml does
-    "lighttoken": {},
-    "lighttoken_paper": {},
-    "svd": {"name": "svd", "stage_bits": 0, "coefficient_precision": "float16", "matrix_precision": "float16"},
+CODECS = {  # by name, as in conf/codec
+    "lighttoken": "lighttoken.codec.lighttoken.LightToken",
+    "lighttoken_paper": "lighttoken.codec.paper.LightTokenPaper",
+    "compositional_codes": "lighttoken.baselines.compositional_codes.CompositionalCodes",
+    "hashing_trick": "lighttoken.baselines.hashing_trick.HashingTrick",
+    "lsq": "lighttoken.baselines.lsq.LSQ",
+    "near_lossless_binary": "lighttoken.baselines.near_lossless_binary.NearLosslessBinary",
+    "opq": "lighttoken.baselines.opq.OPQ",
+    "orientation_ae": "lighttoken.baselines.orientation_ae.OrientationAE",
+    "pq": "lighttoken.baselines.pq.PQ",
+    "rq": "lighttoken.baselines.rq.RQ",
+    "scalar": "lighttoken.baselines.scalar.Scalar",
+    "svd": "lighttoken.baselines.svd.SVD",
+    "tensor_train": "lighttoken.baselines.tensor_train.TensorTrain",
+    "vocabulary_pruning": "lighttoken.baselines.vocabulary_pruning.VocabularyPruning",
 }
-
-
 MEASURES = ("weighted_nmse", "nmse", "cosine")  # of a summary, that `compress_to_quality` can keep
 
 
@@ -106,9 +116,11 @@ def compress_table(
         torch.manual_seed(seed)
         compressed = codec.compress(table, weights, metric, float(ratio), empty, progress, loggers)
     if not math.isfinite(compressed.summary["nmse"]):
+        cure = "choose int8 or float32 for coefficient_precision and matrix_precision"
+        if not hasattr(codec, "matrix_precision"):
+            cure = "scale the table down"
         raise LighttokenError(
-            f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores "
-            "them in; choose int8 or float32 for coefficient_precision and matrix_precision"
+            f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores them in; {cure}"
         )
     assert compressed.ratio >= ratio, f"{codec.name} was asked for {ratio}x and wrote {compressed.ratio}x"
     return compressed
@@ -186,13 +198,8 @@ def _between(low: tuple[float, float], high: tuple[float, float], wanted: float)
 
 
 def _default_codec(name: str) -> Codec:
-    if name == "lighttoken":
-        from lighttoken.codec.lighttoken import LightToken
-
-        return LightToken(**CODECS[name])
-    from lighttoken.codec.paper import LightTokenPaper  # brings in Lightning
-
-    return LightTokenPaper(**CODECS[name])
+    module, _, attribute = CODECS[name].rpartition(".")  # imported only now: some bring in Lightning
+    return getattr(importlib.import_module(module), attribute)()
 
 
 def _checked_table(table: Tensor) -> Tensor:
