@@ -1,19 +1,20 @@
 """Every codec at the same measured bytes: table error, zero-shot score, seconds, memory, and the bound.
 
-    pip install -e '.[benchmark,demo]'
+    pip install -e '.[baselines,benchmark,demo]'
     python -m experiments.rate_distortion experiments/DATED-FOLDER --data DIR [--model minilm_l6] [--task sst2]
 
 `--model` is a file of conf/model; DIR holds GLUE as DIR/stsb/validation.parquet (and DIR/sst2 with `--task sst2`, which
 adds a fine-tuning on 12,000 sentences for every row, minutes each). Every point runs in a process of its own, one after
 another; points that are in rate_distortion.csv are not computed again. Writes rate_distortion.csv, .md and .png.
 
-The quantizers of faiss are fitted to the centred table; their codes, float16 codebooks, rotation and mean count. Where
-several shapes fit a ratio (subquantizers x bits), each of them is tried and the least error is kept.
+The quantizers of faiss are those of lighttoken.baselines: of the shapes that fit a ratio (words x bits), that of the
+least error.
 """
 
 import argparse
 import csv
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from lighttoken.codec.lighttoken import LightToken
 from lighttoken.codec.lowrank import weighted_moments
 from lighttoken.codec.paper import LightTokenPaper
 from lighttoken.configs import config_dir, register
+from lighttoken.errors import LighttokenError
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -74,34 +76,14 @@ def lighttoken_unweighted(table: torch.Tensor, ratio: float, context: dict) -> M
     return compressed.decode(), compressed.nbytes, _plan(compressed.summary)
 
 
-def lighttoken_paper(table: torch.Tensor, ratio: float, context: dict) -> Made:
-    compressed = compress_table(table, "lighttoken_paper", ratio, progress=False)
-    return compressed.decode(), compressed.nbytes, f"rank {compressed.summary['rank']}"
-
-
-def lighttoken_paper_refined(table: torch.Tensor, ratio: float, context: dict) -> Made:
-    compressed = compress_table(table, LightTokenPaper(refine_rounds=20), ratio, progress=False)
-    return compressed.decode(), compressed.nbytes, f"rank {compressed.summary['rank']}"
-
-
-def svd(table: torch.Tensor, ratio: float, context: dict) -> Made:
-    compressed = compress_table(table, "svd", ratio, progress=False)
-    return compressed.decode(), compressed.nbytes, f"rank {compressed.summary['rank']}"
-
-
-def rows_int(bits: int) -> Callable[[torch.Tensor, float, dict], Made]:
-    """Uniform symmetric levels, one float16 scale per row, the best of 40 clippings."""
+def codec(name: str | LightTokenPaper) -> Callable[[torch.Tensor, float, dict], Made]:
+    """A codec of the package, its settings by default."""
 
     def made(table: torch.Tensor, ratio: float, context: dict) -> Made:
-        n = 2 ** (bits - 1) - 0.5  # levels at half steps: no level is lost on zero
-        largest, best, best_error = table.abs().amax(1, keepdim=True), table, torch.full((len(table), 1), torch.inf)
-        for clip in torch.linspace(0.2, 1, 40).tolist():
-            scale = (largest * clip / n).half().float().clamp_min(1e-7)
-            rows = ((table / scale - 0.5).round() + 0.5).clamp(-n, n) * scale
-            error = (table - rows).square().sum(1, keepdim=True)
-            best = torch.where(error < best_error, rows, best)
-            best_error = torch.minimum(error, best_error)
-        return best, len(table) * (table.shape[1] * bits // 8 + 2), ""
+        compressed = compress_table(table, name, ratio, progress=False)
+        sizes = (each for each in ("rank", "words", "word_bits", "bits", "rows") if each in compressed.summary)
+        told = ", ".join(f"{each} {compressed.summary[each]}" for each in sizes)
+        return compressed.decode(), compressed.nbytes, told
 
     return made
 
@@ -146,97 +128,49 @@ def _lloyd_max(count: int) -> tuple[torch.Tensor, float]:
     return levels, float((sample - levels[place]).square().mean())
 
 
-def faiss_quantizer(kind: str) -> Callable[[torch.Tensor, float, dict], Made]:
-    """A quantizer of faiss: the best of the shapes that fit."""
+def faiss_prq(table: torch.Tensor, ratio: float, context: dict) -> Made:
+    """The product-residual quantizer of faiss, fitted to the centred table: of the shapes that fit, the best.
 
-    def made(table: torch.Tensor, ratio: float, context: dict) -> Made:
-        budget, best = int(table.numel() * 4 / ratio), None
-        for shape, nbytes, make in _shapes(kind, *table.shape, budget):
-            mean = table.mean(0)
-            centred = np.ascontiguousarray((table - mean).numpy())
-            rows = torch.from_numpy(make(centred)) + mean
-            error = float((rows - table).square().mean())
-            if best is None or error < best[0]:
-                best = (error, rows, nbytes, shape)
-        if best is None:
-            raise ValueError(f"no shape of {kind} fits {ratio}x")
-        return best[1:]
-
-    return made
-
-
-def _shapes(kind: str, vocab_size: int, dim: int, budget: int) -> Iterator[tuple[str, int, Callable]]:
-    """Shapes near the budget: for each number of bits, the largest number of subquantizers that fits."""
+    Codes, float16 codebooks and mean count.
+    """
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    mean = 4 * dim
-    divisors = [m for m in range(1, dim + 1) if dim % m == 0]
-    for bits in (4, 6, 8):
-        words = 2**bits
+    (vocab_size, dim), best = table.shape, None
+    mean = table.mean(0)
+    centred = np.ascontiguousarray((table - mean).numpy())
+    for bits, splits in itertools.product((4, 6, 8), (8, 16, 32, 64)):
+        if dim % splits:
+            continue
 
-        def product(m: int, words: int = words, bits: int = bits) -> int:
-            rotation = 2 * dim * dim if kind == "opq" else 0
-            return math.ceil(vocab_size * m * bits / 8) + 2 * words * dim + rotation + mean
+        def nbytes(m: int, bits: int = bits, splits: int = splits) -> int:
+            return vocab_size * -(-m * splits * bits // 8) + 2 * 2**bits * m * dim + 4 * dim
 
-        def additive(m: int, words: int = words, bits: int = bits, splits: int = 1) -> int:
-            return math.ceil(vocab_size * m * bits / 8) + 2 * words * m * dim // splits + mean
-
-        if kind in ("pq", "opq"):
-            fitting = [m for m in divisors if product(m) <= budget]
-            if fitting:
-                m = fitting[-1]
-
-                def code(x: np.ndarray, m: int = m, bits: int = bits) -> np.ndarray:
-                    rotation = None
-                    if kind == "opq":
-                        rotation = faiss.OPQMatrix(dim, m)
-                        rotation.pq = faiss.ProductQuantizer(dim, m, bits)
-                        rotation.train(x)
-                        x = rotation.apply(x)
-                    quantizer = faiss.ProductQuantizer(dim, m, bits)
-                    quantizer.train(x)
-                    rows = quantizer.decode(quantizer.compute_codes(x))
-                    return rotation.reverse_transform(rows) if rotation else rows
-
-                yield f"{m}x{bits}", product(m), code
-        elif kind == "prq":
-            for splits in (8, 16, 32, 64):
-                if dim % splits:
-                    continue
-                m = max((m for m in range(1, 65) if additive(m * splits, splits=splits) <= budget), default=0)
-                if m:
-                    quantizer = faiss.ProductResidualQuantizer(dim, splits, m, bits)
-                    yield f"{splits}x{m}x{bits}", additive(m * splits, splits=splits), _trained(quantizer)
-        else:
-            m = max((m for m in range(1, 257) if additive(m) <= budget), default=0)
-            if m and m * words <= 16_384:  # beyond that the search takes hours
-                make = faiss.ResidualQuantizer if kind == "rq" else faiss.LocalSearchQuantizer
-                yield f"{m}x{bits}", additive(m), _trained(make(dim, m, bits))
-
-
-def _trained(quantizer) -> Callable[[np.ndarray], np.ndarray]:
-    def code(x: np.ndarray) -> np.ndarray:
-        quantizer.train(x)
-        return quantizer.decode(quantizer.compute_codes(x))
-
-    return code
+        m = max((m for m in range(1, 65) if nbytes(m) <= table.numel() * 4 / ratio), default=0)
+        if m:
+            quantizer = faiss.ProductResidualQuantizer(dim, splits, m, bits)
+            quantizer.train(centred)
+            rows = torch.from_numpy(quantizer.decode(quantizer.compute_codes(centred))) + mean
+            error = float((rows - table).square().mean())
+            if best is None or error < best[0]:
+                best = (error, rows, nbytes(m), f"{splits}x{m}x{bits}")
+    if best is None:
+        raise LighttokenError(f"no shape of faiss prq fits {ratio:g}x")
+    return best[1:]
 
 
 CODECS: dict[str, tuple[Callable[[torch.Tensor, float, dict], Made], tuple[float, ...]]] = {
     "none": (lambda table, ratio, context: (table, table.numel() * 4, ""), (1,)),
-    "int8 rows": (rows_int(8), (4,)),
-    "int4 rows": (rows_int(4), (8,)),
-    "int2 rows": (rows_int(2), (16,)),
-    "svd": (svd, RATIOS),
+    "scalar": (codec("scalar"), (3.9, 7.5, 15, 28)),
+    "svd": (codec("svd"), RATIOS),
     "klt lloyd-max": (klt_lloyd_max, RATIOS),
-    "faiss pq": (faiss_quantizer("pq"), RATIOS),
-    "faiss opq": (faiss_quantizer("opq"), RATIOS),
-    "faiss rq": (faiss_quantizer("rq"), RATIOS),
-    "faiss lsq": (faiss_quantizer("lsq"), RATIOS[2:]),
-    "faiss prq": (faiss_quantizer("prq"), RATIOS),
-    "lighttoken_paper": (lighttoken_paper, RATIOS),
-    "lighttoken_paper, refined": (lighttoken_paper_refined, RATIOS),
+    "faiss pq": (codec("pq"), RATIOS),
+    "faiss opq": (codec("opq"), RATIOS),
+    "faiss rq": (codec("rq"), RATIOS),
+    "faiss lsq": (codec("lsq"), RATIOS[2:]),
+    "faiss prq": (faiss_prq, RATIOS),
+    "lighttoken_paper": (codec("lighttoken_paper"), RATIOS),
+    "lighttoken_paper, refined": (codec(LightTokenPaper(refine_rounds=20)), RATIOS),
     "lighttoken, unweighted": (lighttoken_unweighted, RATIOS),
     "lighttoken": (lighttoken_default, RATIOS),
 }
@@ -349,7 +283,7 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="+", type=float, help="only these")
     arguments = parser.parse_args()
     if any(name.startswith("faiss") for name in arguments.codecs) and importlib.util.find_spec("faiss") is None:
-        parser.error("the quantizers of faiss are not installed; run pip install -e '.[benchmark,demo]'")
+        parser.error("the quantizers of faiss are not installed; run pip install -e '.[baselines,benchmark,demo]'")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = arguments.folder / "rate_distortion.csv"
     rows = read(results) if results.exists() else []
@@ -367,7 +301,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
             try:
                 row = pool.submit(run_point, name, ratio, arguments, context).result()
-            except ValueError as error:
+            except LighttokenError as error:
                 tqdm.write(f"{name} {ratio:g}x: {error}")
                 continue
         rows.append({key: str(value) for key, value in row.items()})

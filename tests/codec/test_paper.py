@@ -156,7 +156,7 @@ def with_nan(table):
     [
         (
             lambda table: {"codec": "huffman"},
-            "unknown codec 'huffman'; choose one of lighttoken, lighttoken_paper, svd",
+            "unknown codec 'huffman'; choose one of lighttoken, lighttoken_paper, compositional_codes, hashing",
         ),
         (lambda table: {"ratio": 1.0}, "ratio 1 does not compress: it must be above 1"),
         (lambda table: {"ratio": -3.0}, "ratio -3 does not compress"),
