@@ -19,11 +19,14 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lighttoken.errors import LighttokenError
+from lighttoken.sweep import run_here
 
 CANNOT_WRITE = {
     errno.ENOSPC: "free space there or set another output folder",
@@ -54,6 +57,7 @@ class Train:
     limit_rows: int | None = None
     predict: bool = MISSING
     resume: bool = MISSING
+    skip_done: bool = MISSING
     init_from: str | None = None
     save_model: bool = MISSING
     seed: int = MISSING
@@ -114,14 +118,19 @@ def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
 
-    @functools.wraps(run)
-    @one_line_errors()
     def checked(config: DictConfig) -> Any:
         check(config)
         return run(config)
 
+    @functools.wraps(run)
+    @one_line_errors()
+    def job(config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and "skip_done" in config:
+            return run_here(config, checked, lambda error: one_line(error, config_name))
+        return checked(config)
+
     with one_line_errors():
-        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(checked)()
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
 
 
 def one_line(error: BaseException, config_name: str) -> str | None:

@@ -14,6 +14,7 @@ import datasets
 import lightning as L
 import torch
 import transformers
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -44,7 +45,7 @@ from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
 from lighttoken.errors import LighttokenError
-from lighttoken.records import Record, find_reference
+from lighttoken.records import Record, asked_for, find_reference, make_paths_absolute
 from lighttoken.screen import print_closing_table, print_plan, print_rows, size
 from lighttoken.tasks.data import TaskData
 
@@ -64,9 +65,7 @@ NOISE = (
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
     quiet_libraries(config.progress)
-    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from")):
-        if node.get(key):  # records of runs from different folders can then be compared
-            node[key] = str(Path(node[key]).expanduser().resolve())
+    make_paths_absolute(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
@@ -179,8 +178,7 @@ def load_best(trainer: L.Trainer, module: L.LightningModule) -> None:
 def resume_folder(config: DictConfig) -> Path:
     """Where a run keeps its checkpoint until it is done: the same for the same command."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    told = {name: value for name, value in plain.items() if name not in ("output_dir", "logger", "progress", "resume")}
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(asked_for(plain), sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_dir) / "resume" / key
 
 
@@ -265,20 +263,25 @@ def make_artifact(
     ]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(output_dir) / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
-    if directory.is_dir():
-        try:
-            compressed = load_table(directory)
-            log.info("reusing the artifact %s", directory)
-            return compressed, directory, True
-        except LighttokenError as error:
-            log.warning("making the artifact again: %s", error)
-    weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
-    told = codec.importance_settings()
-    compressed = compress_table(
-        table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
-    )
-    compressed.save(directory)
-    return compressed, directory, False
+    locks = Path(output_dir) / "locks"
+    make_directory(locks)
+    with FileLock(
+        locks / f"{directory.name}.lock"
+    ):  # of jobs that need it at once, one makes it; freed if that one dies
+        if directory.is_dir():
+            try:
+                compressed = load_table(directory)
+                log.info("reusing the artifact %s", directory)
+                return compressed, directory, True
+            except LighttokenError as error:
+                log.warning("making the artifact again: %s", error)
+        weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
+        told = codec.importance_settings()
+        compressed = compress_table(
+            table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
+        )
+        compressed.save(directory)
+        return compressed, directory, False
 
 
 def measure_importance(
