@@ -96,6 +96,7 @@ def register() -> None:
     store.store(name="train_schema", node=Train)
     store.store(name="compress_schema", node=Compress)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_is_offline, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
 
 
 def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
@@ -270,13 +271,25 @@ def _in_words(hint: Any) -> str:
     return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
 
 
+def _sweep_name() -> str | None:
+    """The name of the sweep's folder, in jobs of a sweep."""
+    hydra_config = HydraConfig.get()
+    sweep = Path(hydra_config.sweep.dir).absolute()
+    return sweep.name if Path(hydra_config.runtime.output_dir).parent == sweep else None
+
+
 def _wandb_is_offline() -> bool:
     """Whether there is no key to log in to W&B with; `WANDB_MODE` in the environment decides where it is set."""
     if "WANDB_MODE" in os.environ:  # Lightning's offline logger sets dryrun, for all later runs of the process
         return os.environ["WANDB_MODE"] in ("offline", "dryrun")
+    return not has_wandb_key()
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B finds a key to log in with, in the environment or as `wandb login` left it."""
     host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         saved = netrc.netrc().authenticators(host)
     except (OSError, netrc.NetrcParseError):
         saved = None
-    return not (os.environ.get("WANDB_API_KEY") or saved)
+    return bool(os.environ.get("WANDB_API_KEY") or saved)

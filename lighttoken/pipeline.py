@@ -44,6 +44,7 @@ from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_qu
 from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
+from lighttoken.dashboard.wandb_run import close_run, open_run, staging_in
 from lighttoken.errors import LighttokenError
 from lighttoken.records import Record, asked_for, find_reference, make_paths_absolute
 from lighttoken.screen import print_closing_table, print_plan, print_rows, size
@@ -78,7 +79,7 @@ def train(config: DictConfig) -> Record:
         seed=config.seed,
         ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
     )
-    with record.running(), open_loggers(config) as loggers:
+    with record.running(), staging_in(record.directory), open_loggers(config, record) as loggers:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
             trainer = make_trainer(config, loggers, record.directory)
@@ -138,9 +139,14 @@ def train(config: DictConfig) -> Record:
                 make_directory(folder)
                 answered: Any = trainer.predict(module, data)
                 data.write_answers(answered if isinstance(answered[0], list) else [answered], folder)
+
+        reference = find_reference(record, Path(config.output_dir))
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                close_run(logger.experiment, record, reference)
     if config.resume:
         shutil.rmtree(resume_folder(config), ignore_errors=True)
-    print_closing_table(record, find_reference(record, Path(config.output_dir)))
+    print_closing_table(record, reference)
     return record
 
 
@@ -310,13 +316,16 @@ def measure_importance(
 
 
 @contextmanager
-def open_loggers(config: DictConfig) -> Iterator[list[Logger]]:
+def open_loggers(config: DictConfig, record: Record) -> Iterator[list[Logger]]:
     """The configured loggers, told the whole config; a W&B run is closed at the end: the next job opens its own."""
     loggers: list[Logger] = list(instantiate(config.logger or {}).values())
     exit_code = 1
     try:
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+            if isinstance(logger, WandbLogger):
+                open_run(logger.experiment, record)
+            else:
+                logger.log_hyperparams(record.config)
         yield loggers
         exit_code = 0
     finally:
