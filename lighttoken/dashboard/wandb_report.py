@@ -35,6 +35,7 @@ def workspace(entity: str, project: str) -> Any:
         entity=entity,
         project=project,
         name=TITLE,
+        auto_generate_panels=True,  # the figures of single runs below ours
         sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections],
         runset_settings=ws.RunsetSettings(
             groupby=[ws.Config("task"), ws.Config("codec"), ws.Config("ratio")],

@@ -53,27 +53,32 @@ def close_run(run: Any, record: Record, reference: dict[str, Any] | None) -> Non
     import wandb
 
     run.summary.update(summary(record, reference))
-    content = asdict(record)
-    spectrum, bound = (content.get("table", {}).get(key) for key in ("singular_values", "gaussian_bound"))
-    tenths = record.compression.get("nmse_by_frequency_tenth")
-    told: dict[str, Any] = {}
-    if tenths:
-        table = wandb.Table(columns=["tenth", "nmse"], data=list(enumerate(tenths, 1)))
-        told["error by frequency"] = table
-        told["figures/error by frequency"] = wandb.plot.bar(table, "tenth", "nmse", title="Error by tenth of frequency")
-    if spectrum:
-        table = wandb.Table(columns=["index", "value"], data=[*zip(*spectrum.values(), strict=True)])
-        told["figures/spectrum"] = wandb.plot.line(table, "index", "value", title="Singular values of the table")
-    if bound and "nmse" in record.compression:
-        points = [bound["ratio"], [record.ratio]], [bound["nmse"], [record.compression["nmse"]]]
-        names = ["Gaussian bound", record.codec]
-        told["figures/rate-distortion"] = wandb.plot.line_series(*points, names, title="nmse", xname="ratio")
-    if told:
+    if told := figures(asdict(record).get("table", {}), record.compression, record.codec, record.ratio):
         run.log(told)
     if record.artifact:
         artifact = wandb.Artifact(Path(record.artifact).name, type="compressed_table", metadata=record.compression)
         artifact.add_dir(record.artifact)
         run.log_artifact(artifact)
+
+
+def figures(table: dict[str, Any], compression: dict[str, Any], codec: str, ratio: float | None) -> dict[str, Any]:
+    """W&B tables and charts of what a record tells of the table and of the artifact, as far as it does."""
+    import wandb
+
+    told: dict[str, Any] = {}
+    if tenths := compression.get("nmse_by_frequency_tenth"):
+        rows = wandb.Table(columns=["tenth", "nmse"], data=[list(each) for each in enumerate(tenths, 1)])
+        told["error by frequency"] = rows
+        told["figures/error by frequency"] = wandb.plot.bar(rows, "tenth", "nmse", title="Error by tenth of frequency")
+    if spectrum := table.get("singular_values"):
+        pairs = zip(spectrum["index"], spectrum["value"], strict=True)
+        rows = wandb.Table(columns=["index", "value"], data=[list(each) for each in pairs])
+        told["figures/spectrum"] = wandb.plot.line(rows, "index", "value", title="Singular values of the table")
+    if (bound := table.get("gaussian_bound")) and "nmse" in compression:
+        ratios, errors = [bound["ratio"], [ratio]], [bound["nmse"], [compression["nmse"]]]
+        names = ["Gaussian bound", codec]
+        told["figures/rate-distortion"] = wandb.plot.line_series(ratios, errors, names, title="nmse", xname="ratio")
+    return told
 
 
 def summary(record: Record, reference: dict[str, Any] | None) -> dict[str, Any]:
