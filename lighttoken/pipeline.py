@@ -79,7 +79,7 @@ def train(config: DictConfig) -> Record:
         seed=config.seed,
         ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
     )
-    with record.running(), staging_in(record.directory), open_loggers(config, record) as loggers:
+    with record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
             trainer = make_trainer(config, loggers, record.directory)
@@ -326,7 +326,8 @@ def open_loggers(config: DictConfig, record: Record) -> Iterator[list[Logger]]:
                 open_run(logger.experiment, record)
             else:
                 logger.log_hyperparams(record.config)
-        yield loggers
+        with staging_in(record.directory):
+            yield loggers
         exit_code = 0
     finally:
         for logger in loggers:

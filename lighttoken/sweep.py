@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -131,7 +131,7 @@ class Summary(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Add a job to sweep.json."""
-        if isinstance(job_return.return_value, Job):
+        if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, Job):
             self.jobs.append(job_return.return_value)
             folder = Path(config.hydra.sweep.dir)
             make_directory(folder)

@@ -16,7 +16,10 @@ NOT_TOLD = ("logger", "output_dir", "progress", "resume", "skip_done")
 
 @contextmanager
 def staging_in(directory: Path) -> Iterator[None]:
-    """Let W&B keep the files that it has yet to send inside a run folder, unless the user said where they go."""
+    """Let W&B keep the files that it has yet to send inside a run folder, unless the user said where they go.
+
+    For a run that is open already: where the variable differs from that of its first run in the process, W&B complains.
+    """
     if DATA_DIR in os.environ:
         yield
         return
@@ -52,6 +55,8 @@ def close_run(run: Any, record: Record, reference: dict[str, Any] | None) -> Non
     """Tell a W&B run what came out, next to the uncompressed run of the same recipe if there is one."""
     import wandb
 
+    if run.disabled:  # it would copy the artifact for nothing
+        return
     run.summary.update(summary(record, reference))
     if told := figures(asdict(record).get("table", {}), record.compression, record.codec, record.ratio):
         run.log(told)
