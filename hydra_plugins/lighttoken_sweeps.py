@@ -101,7 +101,8 @@ class ProcessLauncher(Launcher):
 class JoblibLauncher(ProcessLauncher):
     """`n_jobs` at a time on this machine (-1: one per core), each started by a joblib thread that waits for it."""
 
-    def __init__(self, n_jobs: int) -> None:
+    def __init__(self, n_jobs: int, **ignored: Any) -> None:
+        # Where hydra-joblib-launcher is installed too, Hydra adds the keys of its config of the same name.
         self.n_jobs = n_jobs
 
     def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
