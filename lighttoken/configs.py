@@ -19,11 +19,14 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lighttoken.errors import LighttokenError
+from lighttoken.sweep import run_here
 
 CANNOT_WRITE = {
     errno.ENOSPC: "free space there or set another output folder",
@@ -54,6 +57,7 @@ class Train:
     limit_rows: int | None = None
     predict: bool = MISSING
     resume: bool = MISSING
+    skip_done: bool = MISSING
     init_from: str | None = None
     save_model: bool = MISSING
     seed: int = MISSING
@@ -92,6 +96,7 @@ def register() -> None:
     store.store(name="train_schema", node=Train)
     store.store(name="compress_schema", node=Compress)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_is_offline, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
 
 
 def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
@@ -114,14 +119,19 @@ def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
 
-    @functools.wraps(run)
-    @one_line_errors()
     def checked(config: DictConfig) -> Any:
         check(config)
         return run(config)
 
+    @functools.wraps(run)
+    @one_line_errors()
+    def job(config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and "skip_done" in config:
+            return run_here(config, checked, lambda error: one_line(error, config_name))
+        return checked(config)
+
     with one_line_errors():
-        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(checked)()
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
 
 
 def one_line(error: BaseException, config_name: str) -> str | None:
@@ -261,13 +271,25 @@ def _in_words(hint: Any) -> str:
     return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
 
 
+def _sweep_name() -> str | None:
+    """The name of the sweep's folder, in jobs of a sweep."""
+    hydra_config = HydraConfig.get()
+    sweep = Path(hydra_config.sweep.dir).absolute()
+    return sweep.name if Path(hydra_config.runtime.output_dir).parent == sweep else None
+
+
 def _wandb_is_offline() -> bool:
     """Whether there is no key to log in to W&B with; `WANDB_MODE` in the environment decides where it is set."""
     if "WANDB_MODE" in os.environ:  # Lightning's offline logger sets dryrun, for all later runs of the process
         return os.environ["WANDB_MODE"] in ("offline", "dryrun")
+    return not has_wandb_key()
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B finds a key to log in with, in the environment or as `wandb login` left it."""
     host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         saved = netrc.netrc().authenticators(host)
     except (OSError, netrc.NetrcParseError):
         saved = None
-    return not (os.environ.get("WANDB_API_KEY") or saved)
+    return bool(os.environ.get("WANDB_API_KEY") or saved)

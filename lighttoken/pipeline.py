@@ -14,6 +14,7 @@ import datasets
 import lightning as L
 import torch
 import transformers
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -43,8 +44,9 @@ from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_qu
 from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
+from lighttoken.dashboard.wandb_run import close_run, open_run, staging_in
 from lighttoken.errors import LighttokenError
-from lighttoken.records import Record, find_reference
+from lighttoken.records import Record, asked_for, find_reference, make_paths_absolute
 from lighttoken.screen import print_closing_table, print_plan, print_rows, size
 from lighttoken.tasks.data import TaskData
 
@@ -64,9 +66,7 @@ NOISE = (
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
     quiet_libraries(config.progress)
-    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from")):
-        if node.get(key):  # records of runs from different folders can then be compared
-            node[key] = str(Path(node[key]).expanduser().resolve())
+    make_paths_absolute(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
@@ -79,7 +79,7 @@ def train(config: DictConfig) -> Record:
         seed=config.seed,
         ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
     )
-    with record.running(), open_loggers(config) as loggers:
+    with record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
             trainer = make_trainer(config, loggers, record.directory)
@@ -139,9 +139,14 @@ def train(config: DictConfig) -> Record:
                 make_directory(folder)
                 answered: Any = trainer.predict(module, data)
                 data.write_answers(answered if isinstance(answered[0], list) else [answered], folder)
+
+        reference = find_reference(record, Path(config.output_dir))
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                close_run(logger.experiment, record, reference)
     if config.resume:
         shutil.rmtree(resume_folder(config), ignore_errors=True)
-    print_closing_table(record, find_reference(record, Path(config.output_dir)))
+    print_closing_table(record, reference)
     return record
 
 
@@ -179,8 +184,7 @@ def load_best(trainer: L.Trainer, module: L.LightningModule) -> None:
 def resume_folder(config: DictConfig) -> Path:
     """Where a run keeps its checkpoint until it is done: the same for the same command."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    told = {name: value for name, value in plain.items() if name not in ("output_dir", "logger", "progress", "resume")}
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(asked_for(plain), sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_dir) / "resume" / key
 
 
@@ -265,20 +269,24 @@ def make_artifact(
     ]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(output_dir) / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
-    if directory.is_dir():
-        try:
-            compressed = load_table(directory)
-            log.info("reusing the artifact %s", directory)
-            return compressed, directory, True
-        except LighttokenError as error:
-            log.warning("making the artifact again: %s", error)
-    weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
-    told = codec.importance_settings()
-    compressed = compress_table(
-        table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
-    )
-    compressed.save(directory)
-    return compressed, directory, False
+    locks = Path(output_dir) / "locks"
+    make_directory(locks)
+    # Of jobs that need it at once, one makes it; the lock is freed if that one dies.
+    with FileLock(locks / f"{directory.name}.lock"):
+        if directory.is_dir():
+            try:
+                compressed = load_table(directory)
+                log.info("reusing the artifact %s", directory)
+                return compressed, directory, True
+            except LighttokenError as error:
+                log.warning("making the artifact again: %s", error)
+        weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
+        told = codec.importance_settings()
+        compressed = compress_table(
+            table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
+        )
+        compressed.save(directory)
+        return compressed, directory, False
 
 
 def measure_importance(
@@ -307,14 +315,18 @@ def measure_importance(
 
 
 @contextmanager
-def open_loggers(config: DictConfig) -> Iterator[list[Logger]]:
+def open_loggers(config: DictConfig, record: Record) -> Iterator[list[Logger]]:
     """The configured loggers, told the whole config; a W&B run is closed at the end: the next job opens its own."""
     loggers: list[Logger] = list(instantiate(config.logger or {}).values())
     exit_code = 1
     try:
         for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-        yield loggers
+            if isinstance(logger, WandbLogger):
+                open_run(logger.experiment, record)
+            else:
+                logger.log_hyperparams(record.config)
+        with staging_in(record.directory):
+            yield loggers
         exit_code = 0
     finally:
         for logger in loggers:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from lighttoken import __version__
 from lighttoken.artifact import make_directory, write_atomically
@@ -37,7 +38,10 @@ NOT_RECIPE = (
     "progress",
     "predict",
     "resume",
+    "skip_done",
 )
+# What may differ between two commands that ask for the same run.
+NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
 
 
 @dataclass
@@ -122,6 +126,19 @@ def read_records(root: Path) -> list[dict[str, Any]]:
         if isinstance(content, dict) and {"status", "codec", "config", "metrics", "started"} <= content.keys():
             records.append(content | {"directory": str(path.parent)})
     return records
+
+
+def make_paths_absolute(config: DictConfig) -> None:
+    """Make the paths of what a run reads absolute: runs from different folders can then be compared."""
+    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from")):
+        if node.get(key):
+            node[key] = str(Path(node[key]).expanduser().resolve())
+
+
+def asked_for(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config makes it another run. Where nothing is compressed, the ratio and the schedule do not."""
+    ignored = NOT_ASKED + (("ratio", "schedule") if config["codec"].get("name") == "none" else ())
+    return {key: value for key, value in config.items() if key not in ignored}
 
 
 def find_reference(record: Record, root: Path) -> dict[str, Any] | None:

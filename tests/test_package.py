@@ -35,6 +35,7 @@ def test_a_wheel_holds_the_configs_and_works_from_any_folder(tmp_path):
         archive.extractall(tmp_path / "site")
     in_wheel = {path.relative_to(tmp_path / "site/lighttoken/conf") for path in (tmp_path / "site").rglob("*.yaml")}
     assert in_wheel == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    assert (tmp_path / "site/hydra_plugins/lighttoken_sweeps.py").is_file()
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     arguments = ["-m", "lighttoken.train", "+experiment=quickstart", "--cfg", "job"]
     shown = python(*arguments, cwd="/", env=environment)

@@ -12,16 +12,19 @@ from omegaconf import DictConfig
 
 from lighttoken.artifact import write_atomically
 from lighttoken.errors import LighttokenError
-from lighttoken.records import read_records
 from lighttoken.screen import print_rows
+from lighttoken.sweep import sweep_records
 
 AVERAGE_FILE = "glue_average.json"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
-def task_score(metrics: dict[str, float]) -> float:
-    """The mean of a task's validation scores, as the GLUE site counts tasks that have two (Wang et al. 2019)."""
-    scores = [value for name, value in metrics.items() if name.startswith("val") and not name.endswith("/loss")]
+def task_score(metrics: dict[str, float], rows: str = "val") -> float:
+    """The mean of a task's validation scores, as the GLUE site counts tasks that have two (Wang et al. 2019).
+
+    With `rows="dev"` the mean over the rows held out of the training split. NaN without any.
+    """
+    scores = [value for name, value in metrics.items() if name.startswith(rows) and not name.endswith("/loss")]
     return fmean(scores) if scores else math.nan
 
 
@@ -44,7 +47,7 @@ class GlueAverage(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises LighttokenError if no job of the sweep has finished."""
         folder = Path(config.hydra.sweep.dir)
-        rows = glue_average(read_records(folder))
+        rows = glue_average(sweep_records(folder))
         if not rows:
             raise LighttokenError(f"no job of the sweep {folder} has finished; see the errors above")
         write_atomically(folder / AVERAGE_FILE, json.dumps(rows, indent=2).encode())
