@@ -196,6 +196,22 @@ def load_body(model: PreTrainedModel, run: Path) -> None:
             each.copy_(state[name])
 
 
+def load_teacher(model: PreTrainedModel, run: Path) -> PreTrainedModel:
+    """The fine-tuned model of a run that kept its model, for a model to learn from.
+
+    Raises LighttokenError if there is none, or if it has another head.
+    """
+    if not (run / MODEL_FOLDER / "config.json").is_file():
+        raise LighttokenError(f"distill={run} has no {MODEL_FOLDER}/ in it; run the task with save_model=true first")
+    teacher: PreTrainedModel = type(model).from_pretrained(run / MODEL_FOLDER)
+    if teacher.config.num_labels != model.config.num_labels:
+        raise LighttokenError(
+            f"distill={run} is the run of another task: it has {teacher.config.num_labels} labels instead of "
+            f"{model.config.num_labels}; choose a run of the same task"
+        )
+    return teacher
+
+
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:
     """Replace the token embedding of a transformers model by a compressed one, in place; returns the model.
 

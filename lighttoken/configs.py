@@ -59,6 +59,7 @@ class Train:
     resume: bool = MISSING
     skip_done: bool = MISSING
     init_from: str | None = None
+    distill: str | None = None
     save_model: bool = MISSING
     seed: int = MISSING
     output_dir: str = MISSING

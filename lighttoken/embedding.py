@@ -93,7 +93,8 @@ class CompressedEmbedding(nn.Module):
         current = self.compressed_table()
         for name in self.trained:
             getattr(self, name).copy_(_as_integers(current.tensors[name]))
-        matrices = {name: current.matrix(name).clone() for name in names if name in self._dtypes}
+        held = (name for name in names if name in self._dtypes and self._stored[name].numel())
+        matrices = {name: current.matrix(name).clone() for name in held}
         if "bias" in matrices:
             matrices["bias"] = matrices["bias"].flatten()  # optimizers tell vectors, which do not decay, from matrices
         self.trained = nn.ParameterDict({name: nn.Parameter(matrix) for name, matrix in matrices.items()})
@@ -147,6 +148,11 @@ class CompressedEmbedding(nn.Module):
                 for part, ids in zip(products.split(ROWS_PER_CHUNK, 1), chunks, strict=True):
                     part.copy_(product(ids))
         return products.view(*vectors.shape[:-1], -1)
+
+    def learning_rate_scales(self) -> dict[nn.Parameter, float]:
+        """For each trained matrix, its root mean square over that of the table, at least a thousandth."""
+        size = float(self.weight.float().square().mean().sqrt()) or 1.0
+        return {each: max(float(each.detach().square().mean().sqrt()) / size, 1e-3) for each in self.trained.values()}
 
     def _rows(self, ids: Tensor) -> Tensor:
         # Autocast does not round the rows of a dense embedding either.

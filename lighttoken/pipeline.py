@@ -36,6 +36,7 @@ from lighttoken.backbone import (
     check_precision,
     find_embedding,
     load_body,
+    load_teacher,
     model_bytes,
     reduce_precision,
     swap_embedding,
@@ -93,6 +94,7 @@ def train(config: DictConfig) -> Record:
             model = data.make_model(backbone)
             if config.init_from:
                 load_body(model, Path(config.init_from))
+            teacher = load_teacher(model, Path(config.distill)) if config.distill else None
             table = find_embedding(model).weight.detach()
             record.table_bytes = record.artifact_bytes = table.numel() * 4
             record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -111,9 +113,8 @@ def train(config: DictConfig) -> Record:
                 logger.log_metrics(sizes, step=0)
 
         with record.phase("finetune"):
-            module = instantiate(
-                config.finetune, model=model, metrics=data.metrics, splits=data.eval_names, _recursive_=False
-            )
+            told = {"model": model, "metrics": data.metrics, "splits": data.eval_names, "teacher": teacher}
+            module = instantiate(config.finetune, **told, _recursive_=False)
             # Again: whatever the codec drew, batches and dropout are the same for all.
             L.seed_everything(config.seed, verbose=False)
             checkpoint = resume_folder(config) / CHECKPOINT_FILE

@@ -130,7 +130,7 @@ def read_records(root: Path) -> list[dict[str, Any]]:
 
 def make_paths_absolute(config: DictConfig) -> None:
     """Make the paths of what a run reads absolute: runs from different folders can then be compared."""
-    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from")):
+    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from"), (config, "distill")):
         if node.get(key):
             node[key] = str(Path(node[key]).expanduser().resolve())
 
@@ -146,7 +146,10 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
 
     def recipe(config: dict[str, Any]) -> dict[str, Any]:
         told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
-        return told | {"init_from": bool(config.get("init_from"))}  # of its own run, which has its own codec
+        return told | {
+            "init_from": bool(config.get("init_from")),
+            "distill": None,
+        }  # of its own run, which has its own codec
 
     references = [
         other

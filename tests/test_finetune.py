@@ -100,13 +100,57 @@ def test_the_rate_warms_up_and_falls_to_nothing(module, data):
 def test_biases_and_normalisation_are_spared_decay(module, data):
     tuner = module(trainable="decoder+factors")
     optimizer = fit(tuner, data(), max_epochs=1).optimizers[0]
-    decayed, spared = optimizer.param_groups
-    assert decayed["weight_decay"] == 0.01
-    assert spared["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in tuner.named_parameters()}
-    assert all("LayerNorm" in names[id(p)] or "bias" in names[id(p)] for p in spared["params"])
-    assert not any("LayerNorm" in names[id(p)] or "bias" in names[id(p)] for p in decayed["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    spared = ("LayerNorm", "bias", ".trained.")
+    assert all(each == (0.0 if any(word in name for word in spared) else 0.01) for name, each in decay.items())
+
+
+def test_what_is_trained_of_a_table_moves_in_proportion_to_its_size(module, data):
+    tuner = module(trainable="decoder+factors", warmup_ratio=0.0)
+    embedding = tuner.model.get_input_embeddings()
+    before = {name: each.detach().clone() for name, each in embedding.trained.items()}
+    size = embedding.weight.square().mean().sqrt()
+    fit(tuner, data(), max_epochs=1, limit_train_batches=1)
+    for name, each in embedding.trained.items():
+        moved = (each.detach() - before[name]).abs().max()
+        if moved > 0:  # Adam's first step is the rate itself
+            expected = 1e-3 * before[name].square().mean().sqrt() / size
+            torch.testing.assert_close(moved, expected.clamp_min(1e-6), rtol=0.01, atol=1e-7)
+    assert {name for name, each in embedding.trained.items() if not torch.equal(each, before[name])} == {
+        "bias",
+        "left",
+        "right",
+    }
+
+
+def test_a_student_learns_the_answers_of_its_teacher_and_keeps_nothing_of_it(module, data, make_model):
+    teacher = make_model("bert", AutoModelForSequenceClassification)
+    torch.nn.init.normal_(teacher.classifier.weight, std=2.0)
+    tuner, distances = module(teacher=teacher, distill_weight=1.0), []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            distances.append(float(trainer.callback_metrics["train/distance"]))
+
+    fit(tuner, data(), callbacks=[Watch()], max_epochs=8)
+    assert sum(distances[-8:]) < 0.5 * sum(distances[:8])
+    assert not any("teacher" in name for name in tuner.state_dict())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
+
+
+def test_the_distance_is_a_divergence_of_classes_and_spans_and_a_square_of_numbers(module):
+    tuner = module(distill_temperature=2.0)
+    ours, its = torch.randn(4, 3), torch.randn(4, 3)
+    p, q = (each.div(2).softmax(-1) for each in (its, ours))
+    divergence = 4 * (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(tuner.distance({"logits": ours}, {"logits": its}), divergence)
+    spans = [{"start_logits": a, "end_logits": b} for a, b in ((ours, its), (its, its))]
+    torch.testing.assert_close(tuner.distance(*spans), divergence / 2)
+    numbers = [{"logits": each[:, :1]} for each in (ours, its)]
+    torch.testing.assert_close(tuner.distance(*numbers), (ours[:, 0] - its[:, 0]).square().mean())
 
 
 def test_held_out_rows_have_scores_of_their_own(module, data):

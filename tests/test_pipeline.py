@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
-from lighttoken import load_table
+from lighttoken import LighttokenError, load_table
 from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
+from lighttoken.backbone import load_teacher
 
 QUICK = [
     "codec.state_bits=6",
@@ -314,9 +316,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
     assert not checkpoint.exists()  # the run is done; the same command starts a new one
 
 
-def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2):
-    from transformers import AutoModelForSequenceClassification
+def test_a_run_learns_from_an_uncompressed_one(train, checkpoint, sst2):
+    _, _, first = train("codec=none", "save_model=true")
+    _, record, _ = train(f"distill={first}", "finetune.distill_weight=1.0")
+    assert record["config"]["distill"] == str(first.resolve())
+    with pytest.raises(LighttokenError, match="has no model/ in it; run the task with save_model=true first"):
+        load_teacher(AutoModelForSequenceClassification.from_pretrained(first / "model"), checkpoint())
+    settings = {"num_labels": 3, "ignore_mismatched_sizes": True}
+    other = AutoModelForSequenceClassification.from_pretrained(first / "model", **settings)
+    with pytest.raises(LighttokenError, match="another task: it has 2 labels instead of 3; choose a run of the same"):
+        load_teacher(other, first)
 
+
+def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2):
     _, _, first = train("codec=none", "save_model=true")
     kept = AutoModelForSequenceClassification.from_pretrained(first / "model")
     _, record, second = train(f"init_from={first}", "save_model=true", "finetune.learning_rate=0.0")

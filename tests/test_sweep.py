@@ -241,7 +241,7 @@ def test_ready_made_sweeps_hold_the_jobs_that_they_say(name):
     codecs = {path.stem for path in (ROOT / "conf/codec").glob("*.yaml")}
     expected = {
         "baseline_table": (codecs, [5, 25, 103]),
-        "ratio_sweep": (["none", "lighttoken", "svd"], [5, 25, 50, 103]),
+        "ratio_sweep": (["none", "lighttoken", "svd", "pq"], [5, 25, 50, 103]),
     }
     pairs = [f"codec={codec} ratio={ratio}" for codec in expected[name][0] for ratio in expected[name][1]]
     assert sorted(" ".join(job) for job in jobs) == sorted(pairs)
