@@ -25,6 +25,8 @@ class FineTuner(L.LightningModule):
     are logged as `val/NAME` and, on rows held out of the training split, as `dev/NAME`.
     """
 
+    teacher: PreTrainedModel | None
+
     def __init__(
         self,
         model: PreTrainedModel,
