@@ -64,7 +64,7 @@ class FineTuner(L.LightningModule):
     def on_fit_start(self) -> None:
         self.seed = torch.initial_seed()
         if self.teacher is not None:
-            self.teacher.to(self.device)
+            nn.Module.to(self.teacher, self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on the seed and the step alone, so that a run that is resumed goes on as if never stopped.
