@@ -62,7 +62,8 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
         from lighttoken.dashboard.gather import gather
         from lighttoken.dashboard.page import write_page
     except ModuleNotFoundError as error:
-        raise LighttokenError(f"the report needs {error.name}; run pip install 'lighttoken[report]'") from error
+        library = str(error.name).partition(".")[0]
+        raise LighttokenError(f"the report needs {library}; run pip install 'lighttoken[report]'") from error
     from lighttoken.artifact import make_directory
 
     make_directory(output)

@@ -62,6 +62,7 @@ class Chart:
     caption: str
     panels: list[Panel]
     empty: str = ""
+    columns: int = 3  # of panels, where there is room
 
 
 def make_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -86,6 +87,12 @@ def style(codec: str) -> dict[str, Any]:
     return {"colour": HUES[hue], "marker": MARKERS[turn], "dash": "solid" if turn % 2 == 0 else "dot"}
 
 
+def place(codec: str) -> int:
+    """Where a codec stands in legends and tables: ours first, unknown ones last."""
+    known = [*OURS, *OTHERS]
+    return known.index(codec) if codec in known else len(known)
+
+
 def score_chart(found: Sequence[Point]) -> Chart:
     """Score against ratio: a panel per task, model and recipe, a line per codec and setting."""
     panels = []
@@ -99,12 +106,12 @@ def score_chart(found: Sequence[Point]) -> Chart:
                 notes=[_note(point) for point in line],
                 **style(line[0].runs[0].codec),
             )
-            for label, line in _grouped(group, lambda point: point.runs[0].label).items()
+            for label, line in _lines(group, lambda point: point.runs[0])
             if line[0].runs[0].codec != "none"
         ]
         references = [point for point in group if point.runs[0].is_reference]
         if references:
-            best = max(references, key=lambda point: point.mean)
+            best = max(references, key=lambda point: (len(point.runs), point.mean))
             ratios = [x for each in series for x in each.x] + [25.0, 103.0]
             note = f"{best.runs[0].label}: {_note(best)}"
             ends = [min(ratios) / 1.15, max(ratios) * 1.15]
@@ -115,7 +122,9 @@ def score_chart(found: Sequence[Point]) -> Chart:
             )
         names = sorted({name for point in group for name in _score_names(point.runs[0])})
         y_label = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
-        title = ", ".join(part for part in (task, model, recipe) if part)
+        seeds = sorted({len(point.scores) for point in group})
+        n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
+        title = ", ".join(part for part in (task, model, recipe, n) if part)
         ticks = sorted({round(x, 1) for x in _asked(group)}) or [25.0, 103.0]
         panels.append(Panel(title, "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks))
     return Chart(
@@ -134,7 +143,7 @@ def distortion_chart(found: Sequence[Run]) -> Chart:
     panels = []
     for model, group in _grouped(found, _model).items():
         series = []
-        for label, line in _grouped(group, lambda run: run.label).items():
+        for label, line in _lines(group, lambda run: run):
             by_ratio = sorted(_grouped(line, lambda run: run.ratio).items())
             ratios = [fmean(run.record["ratio"] for run in runs) for _, runs in by_ratio]
             errors = [fmean(run.record["compression"]["nmse"] for run in runs) for _, runs in by_ratio]
@@ -171,7 +180,7 @@ def frequency_chart(found: Sequence[Run]) -> Chart:
     panels = []
     for (model, ratio), group in sorted(_grouped(measured, lambda run: (_model(run), run.ratio)).items()):
         series = []
-        for label, line in _grouped(group, lambda run: run.label).items():
+        for label, line in _lines(group, lambda run: run):
             tenths = zip(*(run.record["compression"]["nmse_by_frequency_tenth"] for run in line), strict=True)
             means = [fmean(each) for each in tenths]
             series.append(Series(label, [float(i + 1) for i in range(len(means))], means, **style(line[0].codec)))
@@ -226,7 +235,8 @@ def training_chart(runs: Sequence[Run]) -> Chart:
         for what, y_label in (("saturation", "share of saturated units"), ("temperature", "temperature")):
             series = _stages(run, what)
             if series:
-                panels.append(Panel(f"{what}: {where}", "step, stages in turn", y_label, series))
+                log_y = what == "temperature"
+                panels.append(Panel(f"{what}: {where}", "step, stages in turn", y_label, series, log_y=log_y))
     return Chart(
         "training",
         "Saturation and temperature by stage",
@@ -235,6 +245,7 @@ def training_chart(runs: Sequence[Run]) -> Chart:
         panels,
         "No run here has trained a stage and logged it: codecs without training have no such curves, and a run that "
         "reuses an artifact trains none.",
+        columns=2,
     )
 
 
@@ -291,6 +302,12 @@ def _distortion_note(runs: list[Run]) -> str:
     ]
     told = f"n = {len(runs)}, {fmean(run.record['artifact_bytes'] or 0 for run in runs):,.0f} bytes"
     return told + (f", weighted nmse {fmean(weighted):.4f}" if weighted else "")
+
+
+def _lines(items: Iterable[T], run_of: Callable[[T], Run]) -> list[tuple[str, list[T]]]:
+    """Items by the label of their run, in the order of legends."""
+    lines = _grouped(items, lambda item: run_of(item).label)
+    return sorted(lines.items(), key=lambda line: (place(run_of(line[1][0]).codec), line[0]))
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

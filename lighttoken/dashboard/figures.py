@@ -12,7 +12,6 @@ from lighttoken.dashboard.charts import INK, Chart, Panel
 
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "star-open": "*"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
-COLUMNS = 3
 PANEL_INCHES = (4.6, 3.4)
 
 
@@ -26,14 +25,14 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
             figure = draw(chart)
             for suffix in ("png", "svg"):
                 path = folder / f"{chart.name}.{suffix}"
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+                figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Date": None} if suffix == "svg" else None)
                 written.append(path)
     return written
 
 
 def draw(chart: Chart) -> Figure:
     """A matplotlib figure with a subplot per panel and one legend for all."""
-    columns = min(COLUMNS, len(chart.panels))
+    columns = min(chart.columns, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure = Figure(figsize=(max(6.0, columns * PANEL_INCHES[0]), rows * PANEL_INCHES[1] + 1), layout="constrained")
     handles: dict[str, Any] = {}
@@ -57,7 +56,7 @@ def draw(chart: Chart) -> Figure:
         _set_axes(axes, panel)
     figure.suptitle(chart.title)
     texts = [_plain(label) for label in handles]
-    figure.legend(handles.values(), texts, loc="outside lower center", ncols=5 if columns > 1 else 3, frameon=False)
+    figure.legend(handles.values(), texts, loc="outside lower center", ncols=2 * columns, frameon=False)
     return figure
 
 

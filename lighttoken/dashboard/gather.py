@@ -57,6 +57,8 @@ class Run:
     @property
     def ratio(self) -> float | None:
         """As asked for; as measured of a record that was not asked."""
+        if self.codec == "none":
+            return 1.0
         return self.record["ratio_asked"] or self.record["ratio"]
 
     @cached_property

@@ -12,6 +12,7 @@ const fixed = (digits) => (value) => (value == null ? "" : value.toFixed(digits)
 const whole = (value) => (value == null ? "" : Math.round(value).toLocaleString("en-US"));
 const bytes = (value) =>
   value == null ? "" : value >= 1e5 ? `${(value / 1e6).toFixed(2)} MB` : `${(value / 1e3).toFixed(1)} kB`;
+const change = (before, after) => (before && after ? `${bytes(before)} → ${bytes(after)}` : bytes(before || null));
 const ratioText = (value) => (value == null ? "" : String(+value.toFixed(2)));
 
 // What survives a reload; a browser may forbid it on pages from disk.
@@ -64,7 +65,7 @@ function axis(label, logarithmic, ticks) {
   const told = { title: { text: escaped(label), standoff: 8 }, type: logarithmic ? "log" : "linear", gridcolor: line,
     linecolor: line, zeroline: false, automargin: true };
   if (ticks) Object.assign(told, { tickvals: ticks, ticktext: ticks.map((each) => String(+each.toFixed(1))) });
-  else if (logarithmic) told.dtick = "D2";
+  else if (logarithmic) Object.assign(told, { nticks: 6, tickformat: "~g" });
   return told;
 }
 
@@ -223,13 +224,13 @@ function addRuns(runs) {
     { name: "run", value: (run) => `${run.task} ${run.label} ${run.ratio_asked ?? 0}`,
       cell: (run) => make("a", { href: runUrl(run) }, withDot(run, `${run.task}, ${run.label}`)) },
     { name: "asked", value: (run) => run.ratio_asked, text: ratioText, number: true },
-    { name: "ratio", value: (run) => run.ratio, text: ratioText, number: true, minor: true },
-    { name: "seed", value: (run) => run.seed, number: true },
     { name: "score", value: (run) => run.score, text: fixed(4), number: true, falling: true },
     { name: "retention", value: (run) => run.retention, text: fixed(3), number: true, falling: true },
+    { name: "seed", value: (run) => run.seed, number: true },
     { name: "status", value: (run) => run.status, cell: status },
+    { name: "ratio", value: (run) => run.ratio, text: ratioText, number: true, minor: true },
     { name: "nmse", value: (run) => run.nmse, text: fixed(3), number: true, minor: true },
-    { name: "table", value: (run) => run.artifact_bytes, text: bytes, number: true, minor: true },
+    { name: "bytes", value: (run) => run.ratio && run.artifact_bytes, text: bytes, number: true, minor: true },
     { name: "seconds", value: (run) => run.total_seconds, text: whole, number: true, minor: true },
     { name: "model", value: (run) => run.model, minor: true },
     { name: "started", value: (run) => run.started, cell: (run) => String(run.started).slice(0, 16).replace("T", " "), minor: true },
@@ -301,7 +302,7 @@ function showRun(run) {
   const facts = titled("Run", pairs([
     ["status", make("span", { className: run.status }, run.status)], ["model", run.model], ["score", shortNumber(run.score)],
     ["retention", shortNumber(run.retention)], ["ratio", ratioText(run.ratio)],
-    ["table", `${bytes(run.table_bytes)} → ${bytes(run.artifact_bytes)}`], ["model bytes", `${bytes(run.model_bytes)} → ${bytes(run.stored_bytes)}`],
+    ["table", change(run.table_bytes, run.ratio && run.artifact_bytes)], ["whole model", change(run.model_bytes, run.stored_bytes)],
     ["started", run.started], ["commit", run.git_commit], ["folder", where],
     ["artifact", run.artifact && `${run.artifact}${run.artifact_reused ? " (reused)" : ""}`],
   ]));

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from plotly.offline import get_plotlyjs
 
 from lighttoken.artifact import write_atomically
-from lighttoken.dashboard.charts import Chart, retention_text, style
+from lighttoken.dashboard.charts import Chart, place, retention_text, style
 from lighttoken.dashboard.gather import Point, Run, flatten, points
 
 PAGE_FILE = "index.html"
@@ -40,7 +40,7 @@ def write_page(
     data = {
         "refresh": refresh,
         "runs": [run_data(run, folder, root) for run in runs],
-        "points": [point_data(point) for point in points(runs)],
+        "points": [point_data(point) for point in sorted(points(runs), key=_order)],
         "charts": [asdict(chart) for chart in charts],
     }
     # Compressed and in base 64: small, and no character of a record can end the script element or start another.
@@ -102,9 +102,18 @@ def point_data(point: Point) -> dict[str, Any]:
     }
 
 
+def _order(point: Point) -> tuple[Any, ...]:
+    run = point.runs[0]
+    return *run.group, place(run.codec), run.label, point.ratio
+
+
 def _section(chart: Chart) -> str:
     name, title, caption = (html.escape(text) for text in (chart.name, chart.title, chart.caption))
-    body = '<div class="legend"></div><div class="panels"></div>' if chart.panels else _empty(chart.empty)
+    body = (
+        f'<div class="legend"></div><div class="panels columns-{chart.columns}"></div>'
+        if chart.panels
+        else _empty(chart.empty)
+    )
     return (
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
         f'<p class="caption">{caption}</p>{body}</section>'
