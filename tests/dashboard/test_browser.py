@@ -103,6 +103,7 @@ def test_open_a_run_with_enter_and_close_it_with_escape(page):
     assert "#run=" in page.url
     for told in ("mrpc, lighttoken_paper at 25x, seed 1", "Bytes by part", "decoder", "learning_rate", "val/f1"):
         assert told in dialog.inner_text()
+    dialog.locator(".panel").first.scroll_into_view_if_needed()
     page.wait_for_selector("dialog .panel .main-svg")
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
@@ -125,7 +126,7 @@ def test_the_charts_are_drawn_and_fit_the_width(page):
         page.locator(f"#{name}").scroll_into_view_if_needed()
         page.wait_for_selector(f"#{name} .panel .main-svg .trace")
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
-    traces = page.locator("#score .panel").first.locator(".trace")
+    traces = page.locator("#score .panel[aria-label^='mrpc'] .trace")
     before = traces.count()
     button = page.locator("#score .legend button", has_text="svd")
     button.focus()
