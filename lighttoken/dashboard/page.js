@@ -13,6 +13,7 @@ const whole = (value) => (value == null ? "" : Math.round(value).toLocaleString(
 const bytes = (value) =>
   value == null ? "" : value >= 1e5 ? `${(value / 1e6).toFixed(2)} MB` : `${(value / 1e3).toFixed(1)} kB`;
 const change = (before, after) => (before && after ? `${bytes(before)} → ${bytes(after)}` : bytes(before || null));
+const collator = new Intl.Collator("en", { numeric: true });
 const ratioText = (value) => (value == null ? "" : String(+value.toFixed(2)));
 
 // What survives a reload; a browser may forbid it on pages from disk.
@@ -95,7 +96,7 @@ const onSight = new IntersectionObserver((entries) => {
     drawn.set(target, () => plot(target, target.panel));
     drawn.get(target)();
   }
-}, { rootMargin: "600px" });
+}, { rootMargin: "200px" });
 
 function addPanel(parent, panel) {
   const names = panel.series.map((each) => each.label).join(", ");
@@ -175,7 +176,7 @@ function sortable(table, columns, rows, { key, start, row: makeRow, keep = () =>
     const sorted = rows.filter(keep).map((row) => [by.value(row), row]);
     sorted.sort(([a], [b]) => {
       if (a == null || b == null) return (a == null) - (b == null);
-      const least = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+      const least = typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b);
       return order.falling ? -least : least;
     });
     for (const [, row] of sorted) if (!elements.has(row)) elements.set(row, makeTableRow(row));
@@ -358,7 +359,8 @@ async function start() {
     $("nav").append(make("a", { href: `#${section.id}`, textContent: $("h2", section).textContent }));
   addPoints(data.points);
   addRuns(data.runs);
-  data.charts.forEach(addChart);
+  if (document.readyState === "loading") await new Promise((parsed) => addEventListener("DOMContentLoaded", parsed));
+  data.charts.forEach(addChart); // plotly.js stands below this script, so that the tables need not wait for it
   showTheme();
   const dialog = $("#run");
   dialog.addEventListener("close", () => {
