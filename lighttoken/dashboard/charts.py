@@ -230,7 +230,9 @@ def training_chart(runs: Sequence[Run]) -> Chart:
         if any(name.endswith("/saturation") for name in run.curves):
             trained.setdefault((run.label, run.ratio, _model(run)), run)
     panels = []
-    for (label, ratio, model), run in sorted(list(trained.items())[:MOST_PANELS], key=lambda item: str(item[0])):
+    for (label, ratio, model), run in sorted(
+        list(trained.items())[:MOST_PANELS], key=lambda item: (item[0][2], item[0][0], item[0][1] or 0)
+    ):
         where = f"{label} at {ratio:g}x, {model}" if ratio else f"{label}, {model}"
         for what, y_label in (("saturation", "share of saturated units"), ("temperature", "temperature")):
             series = _stages(run, what)

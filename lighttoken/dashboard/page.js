@@ -205,10 +205,10 @@ function addPoints(points) {
     { name: "model", value: (row) => row.model, minor: true },
     { name: "codec", value: (row) => row.label, cell: (row) => withDot(row, row.label) },
     { name: "ratio", value: (row) => row.ratio, text: fixed(1), number: true },
-    { name: "n", value: (row) => row.n, number: true },
     { name: "score", number: true, falling: true, value: (row) => row.score,
       cell: (row) => fixed(4)(row.score) + (row.std == null ? "" : ` ± ${fixed(4)(row.std)}`) },
     { name: "retention", number: true, falling: true, value: (row) => row.retention, cell: (row) => row.retention_text },
+    { name: "n", value: (row) => row.n, number: true },
   ];
   sortable($("#points"), columns, points, { key: "points", start: { name: "task", falling: false } })();
 }
