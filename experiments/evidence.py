@@ -14,7 +14,6 @@ reference) / (mean reference * sqrt(n)), and is not told for one seed. Writes re
 import argparse
 import csv
 import json
-import math
 import subprocess
 import sys
 from collections import defaultdict
@@ -23,7 +22,7 @@ from statistics import fmean, stdev
 
 from tqdm import tqdm
 
-from lighttoken.records import read_records
+from lighttoken.records import read_records, retention
 from lighttoken.tasks.average import task_score
 
 # Seeds and what shortens a task, so that two CPU cores are enough.
@@ -103,15 +102,6 @@ def summarise(rows: list[Row]) -> list[dict[str, object]]:
 def _order(place: tuple[str, str, str, str]) -> tuple:
     task, codec, trainable, ratio = place
     return task, codec != "none", codec, trainable, float(ratio)
-
-
-def retention(scores: list[float], references: list[float]) -> dict[str, float | None]:
-    """The ratio of the means of paired scores, and its standard error (delta method); None for one pair."""
-    ratio, n = fmean(scores) / fmean(references), len(scores)
-    if n == 1:
-        return {"retention": ratio, "standard_error": None}
-    left = [score - ratio * reference for score, reference in zip(scores, references, strict=True)]
-    return {"retention": ratio, "standard_error": stdev(left) / (fmean(references) * math.sqrt(n))}
 
 
 def task_means(lines: list[dict]) -> list[dict[str, object]]:

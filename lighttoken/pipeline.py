@@ -47,6 +47,7 @@ from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
 from lighttoken.dashboard.wandb_run import close_run, open_run, staging_in
 from lighttoken.errors import LighttokenError
+from lighttoken.measure import common_frequencies, measure_artifact, measure_table
 from lighttoken.records import Record, asked_for, find_reference, make_paths_absolute
 from lighttoken.screen import print_closing_table, print_plan, print_rows, size
 from lighttoken.tasks.data import TaskData
@@ -100,17 +101,24 @@ def train(config: DictConfig) -> Record:
             record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
 
         with record.phase("compress"):
+            compressed: CompressedTable | None = None
             if not isinstance(codec, Uncompressed):
                 compressed, directory, record.artifact_reused = make_artifact(
                     table, backbone, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
                 )
                 record.artifact, record.artifact_bytes = str(directory), compressed.nbytes
-                record.compression = compressed.summary
                 swap_embedding(model, compressed)
             record.ratio = record.table_bytes / record.artifact_bytes
             sizes = {"table/ratio": record.ratio, "table/bytes": float(record.artifact_bytes)}
             for logger in loggers:
                 logger.log_metrics(sizes, step=0)
+
+        with record.phase("measure"):
+            record.table = measure_table(table)
+            if compressed is not None:
+                frequencies = common_frequencies(tokenizer, len(table))
+                record.compression = compressed.summary | measure_artifact(table, compressed, frequencies)
+            record.save()  # a dashboard can show it while the model is fine-tuned
 
         with record.phase("finetune"):
             told = {"model": model, "metrics": data.metrics, "splits": data.eval_names, "teacher": teacher}

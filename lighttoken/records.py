@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ NOT_RECIPE = (
     "predict",
     "resume",
     "skip_done",
+    "distill",  # from the uncompressed run
 )
 # What may differ between two commands that ask for the same run.
 NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
@@ -66,7 +69,8 @@ class Record:
     artifact: str | None = None
     artifact_reused: bool = False
     resumed: str | None = None  # the checkpoint that fine-tuning went on from
-    compression: dict[str, Any] = field(default_factory=dict)
+    table: dict[str, Any] = field(default_factory=dict)  # of `lighttoken.measure.measure_table`
+    compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
     peak_memory_bytes: int | None = None  # resident, of the process up to the end of this run
@@ -141,16 +145,29 @@ def asked_for(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ignored}
 
 
+def recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must share for their scores to be compared: the config but for the codec and its like."""
+    told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
+    return told | {"init_from": bool(config.get("init_from"))}  # of its own run, which has its own codec
+
+
+def retention(scores: list[float], references: list[float]) -> dict[str, float | None]:
+    """The ratio of the means of paired scores, and its standard error (delta method); None for one pair.
+
+    Both are None if the references have a mean of 0.
+    """
+    reference, n = fmean(references), len(scores)
+    if not reference:
+        return {"retention": None, "standard_error": None}
+    ratio = fmean(scores) / reference
+    if n == 1:
+        return {"retention": ratio, "standard_error": None}
+    left = [score - ratio * other for score, other in zip(scores, references, strict=True)]
+    return {"retention": ratio, "standard_error": stdev(left) / (abs(reference) * math.sqrt(n))}
+
+
 def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
     """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None."""
-
-    def recipe(config: dict[str, Any]) -> dict[str, Any]:
-        told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
-        return told | {
-            "init_from": bool(config.get("init_from")),
-            "distill": None,
-        }  # of its own run, which has its own codec
-
     references = [
         other
         for other in read_records(root)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lighttoken.artifact import CompressedTable
+from lighttoken.measure import bytes_by_part
 from lighttoken.records import Record
 
 
@@ -52,12 +53,7 @@ def print_plan(compressed: CompressedTable) -> None:
     parts.add_column("part")
     parts.add_column("bytes", justify="right")
     parts.add_column("bits per row", justify="right")
-    sizes: dict[str, int] = {}
-    for name, tensor in compressed.tensors.items():
-        part = name.removesuffix(".scale")
-        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
-    sizes["description"] = compressed.nbytes - sum(sizes.values())
-    for part, size in sizes.items():
+    for part, size in bytes_by_part(compressed).items():
         parts.add_row(part, f"{size:,}", f"{8 * size / rows:.2f}")
     Console().print(parts)
 

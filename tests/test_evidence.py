@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.evidence import retention, summarise, task_means
+from experiments.evidence import summarise, task_means
 
 
 def row(task: str, codec: str, seed: int, score: float, trainable: str = "frozen", ratio: str = "25") -> dict[str, str]:
@@ -21,10 +21,6 @@ def test_retention_is_against_the_better_reference_on_the_same_seeds():
     # By hand: score - reference is -0.01 and 0.01, their sd 0.01 * sqrt(2), over 0.55 * sqrt(2).
     assert line["standard_error"] == pytest.approx(0.01 / 0.55)
     assert line["n"] == 2
-
-
-def test_one_pair_has_no_standard_error():
-    assert retention([0.4], [0.5]) == {"retention": pytest.approx(0.8), "standard_error": None}
 
 
 def test_the_mean_over_tasks_leaves_squad_out():

@@ -65,7 +65,10 @@ def test_a_run_leaves_exactly_these_files(train, architecture):
     assert record["artifact_bytes"] == sum(path.stat().st_size for path in artifact.iterdir())
     assert record["ratio"] == 200 * 32 * 4 / record["artifact_bytes"] >= 2.5
     assert record["metrics"].keys() == {"val/accuracy", "val/loss"}
-    assert record["seconds"].keys() == {"load", "compress", "finetune", "evaluate"}
+    assert record["seconds"].keys() == {"load", "compress", "measure", "finetune", "evaluate"}
+    assert (record["table"]["rows"], record["table"]["dim"]) == (200, 32)
+    assert len(record["compression"]["nmse_by_frequency_tenth"]) == 10
+    assert sum(record["compression"]["bytes_by_part"].values()) == record["artifact_bytes"]
     assert Path(record["artifact"]) == artifact
     for word in ("val/accuracy", "retention", "ratio", "share of the model", "seconds", "record.json"):
         assert word in out
@@ -96,6 +99,8 @@ def test_the_artifact_is_that_of_the_checkpoints_table_and_made_once(train, chec
     _, second, _ = train("finetune.learning_rate=1e-4")
     assert second["artifact"] == first["artifact"]
     assert (first["artifact_reused"], second["artifact_reused"]) == (False, True)
+    assert second["compression"] == first["compression"]  # measured again
+    assert second["table"] == first["table"]
     assert Path(second["artifact"], TENSORS_FILE).stat().st_mtime_ns == stamp
     _, other_seed, _ = train("seed=1")
     assert other_seed["artifact"] != first["artifact"]

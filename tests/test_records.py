@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from lighttoken import LighttokenError
-from lighttoken.records import RECORD_FILE, Record, find_reference, read_records
+from lighttoken.records import RECORD_FILE, Record, find_reference, read_records, retention
 
 
 def make(folder, codec="lighttoken", **config) -> Record:
@@ -85,3 +85,8 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     assert reference["directory"] == str(tmp_path / "new")
     assert find_reference(make(tmp_path / "mine", seed=7), tmp_path) is None
     assert len(read_records(tmp_path)) == 6
+
+
+def test_one_pair_has_no_standard_error_and_a_reference_of_zero_no_retention():
+    assert retention([0.4], [0.5]) == {"retention": pytest.approx(0.8), "standard_error": None}
+    assert retention([0.4, 0.2], [0.0, 0.0]) == {"retention": None, "standard_error": None}

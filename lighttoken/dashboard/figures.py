@@ -1,0 +1,78 @@
+"""The charts as PNG and SVG files, for papers and READMEs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lighttoken.dashboard.charts import INK, Chart, Panel
+
+MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "star-open": "*"}
+DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+PANEL_INCHES = (4.6, 3.4)
+
+
+def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
+    """Write NAME.png and NAME.svg of every chart that has panels; the files written."""
+    written = []
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "lighttoken", "svg.fonttype": "none"}):
+        for chart in charts:
+            if not chart.panels:
+                continue
+            figure = draw(chart)
+            for suffix in ("png", "svg"):
+                path = folder / f"{chart.name}.{suffix}"
+                figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Date": None} if suffix == "svg" else None)
+                written.append(path)
+    return written
+
+
+def draw(chart: Chart) -> Figure:
+    """A matplotlib figure with a subplot per panel and one legend for all."""
+    columns = min(chart.columns, len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
+    figure = Figure(figsize=(max(6.0, columns * PANEL_INCHES[0]), rows * PANEL_INCHES[1] + 1), layout="constrained")
+    handles: dict[str, Any] = {}
+    for i, panel in enumerate(chart.panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for series in panel.series:
+            drawn = axes.errorbar(
+                series.x,
+                series.y,
+                yerr=None if series.error is None else [error or 0 for error in series.error],
+                color="black" if series.colour == INK else series.colour,
+                linestyle=DASHES[series.dash] if series.width else "none",
+                linewidth=series.width or None,
+                marker=MARKERS.get(series.marker or ""),
+                markersize=9 if series.marker == "star-open" else 4.5,
+                markerfacecolor="none" if series.marker == "star-open" else None,
+                capsize=2,
+                elinewidth=1,
+            )
+            handles.setdefault(series.label, drawn)
+        _set_axes(axes, panel)
+    figure.suptitle(chart.title)
+    texts = [_plain(label) for label in handles]
+    figure.legend(handles.values(), texts, loc="outside lower center", ncols=2 * columns, frameon=False)
+    return figure
+
+
+def _set_axes(axes: matplotlib.axes.Axes, panel: Panel) -> None:
+    axes.set(title=_plain(panel.title), xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
+    axes.grid(alpha=0.25)
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    if panel.x_ticks:
+        axes.xaxis.set_major_locator(FixedLocator(panel.x_ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _plain(text: str) -> str:
+    """Dollar signs would start a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,167 @@
+"""The page in headless Chromium, at the width of a desktop and of a phone, from disk."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from lighttoken.report import report
+from tests.dashboard.conftest import write_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NASTY = "</script><img src=x onerror=\"document.title='hit'\"><b>"
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+    pytest.mark.enable_socket,
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outputs")
+    for seed in (0, 1):
+        write_run(folder / "runs", "mrpc", "none", seed=seed)
+        for codec in ("lighttoken", "lighttoken_paper", "svd"):
+            for ratio in (5.0, 25.0, 103.0):
+                write_run(folder / "runs", "mrpc", codec, ratio, seed)
+    write_run(folder / "runs", "cola", "svd", 103.0, 0, "failed")
+    write_run(folder / "runs", "cola", "pq", 103.0, 0, "running")
+    write_run(folder / "runs", NASTY.replace("/", "_"), NASTY, error=NASTY, model=NASTY, config={NASTY: NASTY})
+    report([folder], folder / "report")
+    return folder / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(params=[(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def page(request, browser, page_file):
+    """The loaded page; fails afterwards if it logged an error or asked for anything but itself."""
+    width, height = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda asked: None if asked.url.startswith(page_file.as_uri()) else wrong.append(asked.url))
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("html[data-ready]")
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def column(page, number: int) -> list[str]:
+    return page.locator(f"#table tbody td:nth-child({number})").all_inner_texts()
+
+
+def test_sort_by_header_with_the_keyboard(page):
+    header = page.locator("#table th", has_text="score")
+    header.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "descending"
+    scores = [float(text) for text in column(page, 3) if text]
+    assert len(scores) > 15
+    assert scores == sorted(scores, reverse=True)
+    assert column(page, 3)[-1] == ""  # what has no score comes last
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    scores = [float(text) for text in column(page, 3) if text]
+    assert scores == sorted(scores)
+    assert column(page, 3)[-1] == ""
+
+
+def test_filter_by_words_and_by_choice_and_keep_it_over_a_reload(page):
+    page.fill("#filter", "svd 103x")
+    assert page.inner_text("#count") == "3 of 23 runs"
+    page.select_option("#filter-status", "failed")
+    assert page.inner_text("#count") == "1 of 23 runs"
+    assert "cannot be met" in page.inner_text("#table tbody")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert page.inner_text("#count") == "1 of 23 runs"
+    page.fill("#filter", "")
+    page.select_option("#filter-status", "")
+    assert page.inner_text("#count") == "23 of 23 runs"
+
+
+def test_open_a_run_with_enter_and_close_it_with_escape(page):
+    page.fill("#filter", "lighttoken_paper 25x seed1")
+    link = page.locator("#table tbody a[href^='#run=']")
+    link.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for()
+    assert "#run=" in page.url
+    for told in ("mrpc, lighttoken_paper at 25x, seed 1", "Bytes by part", "decoder", "learning_rate", "val/f1"):
+        assert told in dialog.inner_text()
+    dialog.locator(".panel").first.scroll_into_view_if_needed()
+    page.wait_for_selector("dialog .panel .main-svg")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    assert "#run=" not in page.url
+    assert link.evaluate("link => link === document.activeElement")
+
+
+def test_a_run_is_opened_by_its_address(page, page_file):
+    page.fill("#filter", "cola failed")
+    address = page.locator("#table tbody a").first.get_attribute("href")
+    page.goto("about:blank")
+    page.goto(page_file.as_uri() + address)
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for()
+    assert "the smallest artifact is 60x" in dialog.inner_text()
+
+
+def test_the_charts_are_drawn_and_fit_the_width(page):
+    for name in ("score", "distortion", "frequency", "spectrum", "training"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.wait_for_selector(f"#{name} .panel .main-svg .trace")
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    traces = page.locator("#score .panel[aria-label^='mrpc'] .trace")
+    before = traces.count()
+    button = page.locator("#score .legend button", has_text="svd")
+    button.focus()
+    page.keyboard.press("Space")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert page.locator("#distortion .legend button", has_text="svd").get_attribute("aria-pressed") == "false"
+    expect(traces).to_have_count(before - 1)
+
+
+def test_dark_follows_the_system_until_it_is_chosen(page):
+    def paper() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    assert paper() == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="dark")
+    dark = paper()
+    assert dark != "rgb(255, 255, 255)"
+    page.click("#theme")
+    assert paper() == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="light")
+    page.click("#theme")
+    assert paper() == dark
+
+
+def test_what_records_say_is_shown_and_never_run(page):
+    page.fill("#filter", "onerror")
+    link = page.locator("#table tbody a[href^='#run=']")
+    assert NASTY in link.inner_text()
+    link.click()
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for()
+    assert NASTY in dialog.inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#score").scroll_into_view_if_needed()
+    page.wait_for_selector("#score .panel .main-svg .trace")
+    page.wait_for_timeout(200)
+    assert page.locator("img").count() == 0
+    assert page.title() == "lighttoken: runs"

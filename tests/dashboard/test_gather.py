@@ -1,0 +1,121 @@
+import json
+import math
+
+import pytest
+
+from lighttoken.dashboard.charts import INK, OTHERS, OURS, make_charts, score_chart, style
+from lighttoken.dashboard.gather import CURVE_POINTS, artifacts, gather, points
+
+
+def scored(score: float) -> dict:
+    return {"metrics": {"val/accuracy": score, "val/f1": score, "val/loss": 9.0}}
+
+
+def point_of(runs, codec, **wanted):
+    (found,) = [
+        point
+        for point in points(runs)
+        if point.runs[0].codec == codec and all(getattr(point.runs[0], k) == v for k, v in wanted.items())
+    ]
+    return found
+
+
+def test_a_point_is_the_latest_run_of_each_seed(run_folder, tmp_path):
+    run_folder("mrpc", "svd", 25.0, 0, started="2026-01-01", **scored(0.1))
+    run_folder("mrpc", "svd", 25.0, 0, started="2026-01-02", **scored(0.5))
+    run_folder("mrpc", "svd", 25.0, 1, **scored(0.7))
+    run_folder("mrpc", "svd", 25.0, 2, "failed")
+    run_folder("mrpc", "svd", 5.0, 0, **scored(0.9))
+    point = point_of(gather([tmp_path / "outputs"]), "svd", ratio=25.0)
+    assert sorted(point.scores) == [0.5, 0.7]
+    assert point.mean == pytest.approx(0.6)
+    assert point.std == pytest.approx(math.sqrt(0.02))
+
+
+def test_retention_is_against_the_better_reference_of_the_same_seed_and_recipe(run_folder, tmp_path):
+    trained = {"config": {"finetune": {"learning_rate": 5e-5, "weight_decay": 0.01, "trainable": "decoder"}}}
+    other = {"config": {"finetune": {"learning_rate": 1.0, "weight_decay": 0.01, "trainable": "frozen"}}}
+    for seed, frozen, better in ((0, 0.5, 0.8), (1, 0.6, 0.9)):
+        run_folder("mrpc", "none", seed=seed, **scored(frozen))
+        run_folder("mrpc", "none", seed=seed, **scored(better), **trained)
+        run_folder("mrpc", "none", seed=seed, **scored(1.0), **other)
+    run_folder("mrpc", "none", seed=0, **scored(1.0), backbone_precision="int8", config={"backbone_precision": "int8"})
+    run_folder("mrpc", "svd", 25.0, 0, **scored(0.72))
+    run_folder("mrpc", "svd", 25.0, 1, **scored(0.72))
+    runs = gather([tmp_path / "outputs"])
+    point = point_of(runs, "svd")
+    # By hand: 0.72 / 0.85; what is left is 0.72 - r * 0.8 and 0.72 - r * 0.9, which differ by 0.1 r.
+    assert point.retention["retention"] == pytest.approx(0.72 / 0.85)
+    assert point.retention["standard_error"] == pytest.approx(0.1 * (0.72 / 0.85) / 2 / 0.85)
+    assert sorted(run.retention for run in runs if run.codec == "svd") == pytest.approx([0.8, 0.9])
+    chart = score_chart(points(runs))
+    lines = [series for panel in chart.panels for series in panel.series if series.label == "uncompressed"]
+    assert sorted(line.y[0] for line in lines) == pytest.approx([0.85, 1.0])  # a panel for each recipe
+    line = lines[0]
+    assert line.colour == INK
+
+
+def test_settings_of_one_codec_are_told_apart_by_what_differs(run_folder, tmp_path):
+    for precision in ("int8", "float16"):
+        run_folder("mrpc", "svd", config={"codec": {"name": "svd", "coefficient_precision": precision}})
+    run_folder("mrpc", "pq")
+    labels = {run.label for run in gather([tmp_path / "outputs"])}
+    assert labels == {"svd (coefficient_precision=int8)", "svd (coefficient_precision=float16)", "pq"}
+
+
+def test_recipes_are_not_mixed(run_folder, tmp_path):
+    run_folder("mrpc", "svd", **scored(0.5))
+    run_folder("mrpc", "svd", seed=1, **scored(0.7), config={"trainer": {"max_epochs": 1, "gradient_clip_val": 1.0}})
+    runs = gather([tmp_path / "outputs"])
+    assert {run.recipe for run in runs} == {"max_epochs=3", "max_epochs=1"}
+    assert sorted(point.mean for point in points(runs)) == [0.5, 0.7]
+    assert len(score_chart(points(runs)).panels) == 2
+
+
+def test_folders_that_overlap_give_each_run_once_and_odd_records_are_left_out(run_folder, tmp_path, caplog):
+    run_folder("mrpc", "svd")
+    odd = run_folder("mrpc", "pq")
+    record = json.loads((odd / "record.json").read_text())
+    (odd / "record.json").write_text(json.dumps(record | {"metrics": [1]}))
+    bare = run_folder("mrpc", "rq")  # as of an earlier version
+    record = json.loads((bare / "record.json").read_text())
+    del record["table"], record["compression"]["nmse_by_frequency_tenth"], record["git_commit"]
+    (bare / "record.json").write_text(json.dumps(record))
+    (bare / "metrics.csv").write_bytes(b"\xff\x00broken")
+    runs = gather([tmp_path / "outputs", tmp_path, tmp_path / "outputs"])
+    assert {run.codec for run in runs} == {"svd", "rq"}
+    assert f"left out {odd.resolve() / 'record.json'}: TypeError" in caplog.text
+    assert len(make_charts(runs)) == 5
+
+
+def test_curves_are_read_thinned_and_without_what_is_no_number(run_folder, tmp_path):
+    folder = run_folder("mrpc", "svd")
+    lines = [f"{step},{0.5 if step else 'nan'},{step if step == 999 else ''}" for step in range(1000)]
+    (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/accuracy", *lines, "1000,0.25"]))
+    (run,) = gather([tmp_path / "outputs"])
+    assert len(run.curves["train/loss"]) == CURVE_POINTS
+    assert (run.curves["train/loss"][0], run.curves["train/loss"][-1]) == ((1.0, 0.5), (1000.0, 0.25))
+    assert run.curves["val/accuracy"] == [(999.0, 999.0)]
+
+
+def test_an_artifact_that_many_tasks_share_counts_once(run_folder, tmp_path):
+    for task in ("mrpc", "cola"):
+        run_folder(task, "svd", artifact="same")
+    run_folder("mrpc", "svd", 25.0, 1, artifact="other")
+    run_folder("mrpc", "none")
+    assert len(artifacts(gather([tmp_path / "outputs"]))) == 2
+
+
+def test_stages_follow_each_other(run_folder, tmp_path):
+    run_folder("mrpc", "lighttoken_paper")
+    chart = make_charts(gather([tmp_path / "outputs"]))[-1]
+    assert chart.name == "training"
+    for panel in chart.panels:
+        assert [series.label for series in panel.series] == ["stage 1", "stage 2", "stage 3"]
+        assert [(series.x[0], series.x[-1]) for series in panel.series] == [(0, 1000), (1000, 2000), (2000, 3000)]
+
+
+def test_every_codec_has_a_look_of_its_own():
+    looks = [tuple(sorted(style(codec).items(), key=str)) for codec in (*OURS, *OTHERS, "none")]
+    assert len(set(looks)) == len(looks)
+    assert style("unheard_of") == style("unheard_of")

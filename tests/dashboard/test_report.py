@@ -1,0 +1,145 @@
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from lighttoken.report import report, serve
+from tests.dashboard.conftest import read_data, write_run
+
+FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
+NASTY = "</script><img src=x onerror=alert(1)>"
+
+
+def test_a_page_and_figures_are_written(command, run_folder):
+    folder = run_folder("mrpc", "svd")
+    code, out, err = command("report")
+    assert (code, err) == (0, "")
+    assert "1 runs" in out
+    assert {path.name for path in Path("outputs/report").iterdir()} == FIGURES | {"index.html"}
+    assert (
+        Path("outputs/report/score.png").read_bytes()[:8],
+        b"<svg" in Path("outputs/report/score.svg").read_bytes(),
+    ) == (
+        b"\x89PNG\r\n\x1a\n",
+        True,
+    )
+    (run,) = read_data(Path("outputs/report/index.html"))["runs"]
+    assert (Path("outputs/report") / run["link"]).resolve() == folder.resolve()
+    assert sum(run["bytes_by_part"].values()) == run["artifact_bytes"]
+
+
+def test_records_cannot_write_into_the_page(command, run_folder):
+    run_folder(NASTY.replace("/", "_"), NASTY, model=NASTY, error=NASTY, config={"codec": {"name": NASTY}})
+    code, _, err = command("report", "outputs", "--output", "elsewhere/page")
+    assert (code, err) == (0, "")
+    assert "<img" not in Path("elsewhere/page/index.html").read_text().replace(_plotly(), "")
+    (run,) = read_data(Path("elsewhere/page/index.html"))["runs"]
+    assert run["error"] == NASTY
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def test_the_page_asks_for_nothing_from_outside(command, run_folder):
+    run_folder()
+    command("report")
+    own = Path("outputs/report/index.html").read_text().replace(_plotly(), "")
+    assert "default-src 'none'" in own
+    assert "http://www.w3.org/2000/svg" in own
+    assert own.count("http") == own.count("http://www.w3.org/2000/svg") + own.count("http-equiv")
+
+
+def test_500_runs_fit_into_8_megabytes(tmp_path):
+    for i in range(500):
+        codec = ("lighttoken_paper", "svd", "none")[i % 3]
+        write_run(tmp_path / "runs", f"task{i % 9}", codec, 5.0 + i % 7, i)
+    report([tmp_path], tmp_path / "report")
+    page = tmp_path / "report" / "index.html"
+    assert len(read_data(page)["runs"]) == 500
+    assert page.stat().st_size < 8e6
+
+
+def test_numbers_that_json_has_no_word_for_are_left_out(command, run_folder):
+    run_folder(metrics={"val/accuracy": float("nan"), "val/loss": float("inf")})
+    assert command("report")[0] == 0
+    (run,) = read_data(Path("outputs/report/index.html"))["runs"]
+    assert run["score"] is None
+    assert run["metrics"] == {"val/accuracy": None, "val/loss": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no folder outputs; give the output_dir of your runs"),
+        (["."], "there is no record.json under .; run python -m lighttoken.train first"),
+    ],
+)
+def test_nothing_to_show_is_one_line(command, arguments, message):
+    code, out, err = command("report", *arguments)
+    assert (code, out, err) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("library", ["plotly", "matplotlib"])
+def test_a_missing_library_is_named_with_its_cure(command, run_folder, monkeypatch, library):
+    run_folder()
+    for name in [name for name in sys.modules if name.startswith((library, "lighttoken.dashboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    code, _, err = command("report")
+    assert code == 2
+    assert err == f"error: the report needs {library}; run pip install 'lighttoken[report]'\n"
+
+
+def test_the_server_is_local_and_knows_its_name(run_folder):
+    run_folder()
+    report([Path("outputs")], Path("outputs/report"))
+    server = serve(Path("outputs"), 0)
+    try:
+        assert server.server_address[0] == "127.0.0.1"
+        address = f"http://127.0.0.1:{server.server_port}/report/index.html"
+        with urllib.request.urlopen(address) as answer:
+            assert answer.read() == Path("outputs/report/index.html").read_bytes()
+        foreign = urllib.request.Request(address, headers={"Host": f"evil.example:{server.server_port}"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(foreign)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_page_is_written_again_while_it_is_watched(run_folder, tmp_path):
+    folder = run_folder(status="running")
+    code = "import lighttoken.report as r; r.WATCH_SECONDS = 0.2; r.main()"
+    paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    arguments = [sys.executable, "-c", code, "outputs", "--watch"]
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert "1 runs" in process.stdout.readline()
+        page = tmp_path / "outputs/report/index.html"
+        data = read_data(page)
+        assert (data["refresh"], data["runs"][0]["status"]) == (0.2, "running")
+        record = json.loads((folder / "record.json").read_text())
+        (folder / "record.json").write_text(json.dumps(record | {"status": "done"}))
+        for _ in range(300):
+            data = read_data(page)
+            if data["runs"][0]["status"] == "done":
+                break
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.1)
+        assert data["runs"][0]["status"] == "done"
+        process.send_signal(2)
+        assert process.wait(60) == 0
+        assert read_data(page)["refresh"] is None  # what nobody writes any more is not loaded again
+    finally:
+        process.kill()
+        process.wait()
