@@ -1,4 +1,4 @@
-"""python -m lighttoken.report [DIR ...]: the records under folders as one HTML page and figures."""
+"""python -m lighttoken.report [DIR ...]: the records under folders as one HTML page and figures, or a W&B report."""
 
 import argparse
 import logging
@@ -23,7 +23,7 @@ EPILOG = """example, next to a running sweep:
 
 
 def main() -> None:
-    """Entry point. Exit code 2: nothing to show, no place to write it, or a library is missing."""
+    """Entry point. Exit code 2: nothing to show, no place to write it, a library or a key is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m lighttoken.report",
         description="Gather the records under folders into one self-contained HTML page (index.html) and figures "
@@ -37,9 +37,20 @@ def main() -> None:
     parser.add_argument(
         "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="serve it on 127.0.0.1 (default: 8000)"
     )
+    parser.add_argument(
+        "--wandb",
+        metavar="[ENTITY/]PROJECT",
+        help="make a workspace and a report of the runs in this W&B project instead, and print where they are",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
+        if arguments.wandb:
+            from lighttoken.dashboard.wandb_report import publish
+
+            entity, _, project = arguments.wandb.rpartition("/")
+            print("\n".join(publish(entity or None, project)))
+            return
         folders = arguments.folders or [Path("outputs")]
         report(folders, arguments.output or folders[0] / "report", arguments.watch, arguments.serve)
     except LighttokenError as error:

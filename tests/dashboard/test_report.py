@@ -21,16 +21,20 @@ def test_a_page_and_figures_are_written(command, run_folder):
     assert (code, err) == (0, "")
     assert "1 runs" in out
     assert {path.name for path in Path("outputs/report").iterdir()} == FIGURES | {"index.html"}
-    assert (
-        Path("outputs/report/score.png").read_bytes()[:8],
-        b"<svg" in Path("outputs/report/score.svg").read_bytes(),
-    ) == (
-        b"\x89PNG\r\n\x1a\n",
-        True,
-    )
+    assert Path("outputs/report/score.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert b"<svg" in Path("outputs/report/score.svg").read_bytes()
     (run,) = read_data(Path("outputs/report/index.html"))["runs"]
     assert (Path("outputs/report") / run["link"]).resolve() == folder.resolve()
     assert sum(run["bytes_by_part"].values()) == run["artifact_bytes"]
+
+
+def test_a_wandb_report_needs_a_key(command, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, err = command("report", "--wandb", "me/lighttoken")
+    assert code == 2
+    assert err == "error: a W&B workspace needs a key: run wandb login, or set WANDB_API_KEY\n"
 
 
 def test_records_cannot_write_into_the_page(command, run_folder):
