@@ -53,10 +53,10 @@ def rows(task: str, split: str, count: int = 12) -> dict[str, list]:
     return made | {"label": [-1] * count if split.startswith("test") else label, "idx": list(range(count))}
 
 
-def write(folder: Path, task: str, layout: str) -> None:
+def write(folder: Path, task: str, layout: str, count: int = 12) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS.get(task, ["train", "validation", "test"]):
-        table = rows(task, split)
+        table = rows(task, split, count)
         if layout == "parquet":
             Dataset.from_dict(table).to_parquet(folder / f"{split}.parquet")
         elif layout == "jsonl":
@@ -98,12 +98,12 @@ def test_every_layout_gives_the_same_rows(tmp_path, tokenizer, task, layout):
 
 
 @pytest.mark.parametrize("task", list(TEXTS))
-def test_every_task_trains_scores_and_predicts(command, checkpoint, architecture, tmp_path, task):
+def test_every_task_trains_scores_and_predicts(command, checkpoint, tmp_path, task):
     write(tmp_path / "data", task, "tsv")
     code, _, err = command(
         "train",
         f"+experiment=glue_{task}",
-        f"model.path={checkpoint(architecture)}",
+        f"model.path={checkpoint()}",
         f"task.data_dir={tmp_path / 'data'}",
         "limit_rows=8",
         "predict=true",
@@ -150,15 +150,15 @@ def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2):
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "validation": 5}
 
 
-def test_glue_all_runs_the_nine_tasks_and_writes_their_average(command, checkpoint, tmp_path):
+def test_glue_all_runs_the_nine_tasks_and_writes_their_average(command, checkpoint, architecture, tmp_path):
     for task in TEXTS:
-        write(tmp_path / "data" / task, task, "parquet")
+        write(tmp_path / "data" / task, task, "parquet", count=70)
     code, out, err = command(
         "train",
         "+experiment=glue_all",
-        f"model.path={checkpoint()}",
+        f"model.path={checkpoint(architecture)}",
         f"task.data_dir={tmp_path / 'data'}/${{task.name}}",
-        "limit_rows=8",
+        "limit_rows=64",
         "codec=svd",
         "ratio=2.5",
         "trainer.max_epochs=1",
