@@ -35,10 +35,6 @@ class Baseline(Prior):
         elsewhere = {"name", *(entry.name for entry in fields(Prior))}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
-    def importance_settings(self) -> dict[str, Any]:
-        """How weights are made, as plain JSON values."""
-        return self.prior_settings()
-
     def compress(
         self,
         table: Tensor,

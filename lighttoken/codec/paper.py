@@ -64,10 +64,6 @@ class LightTokenPaper(Prior):
             entry.name: _describe(getattr(self, entry.name)) for entry in fields(self) if entry.name not in elsewhere
         }
 
-    def importance_settings(self) -> dict[str, Any]:
-        """How weights are made, as plain JSON values."""
-        return self.prior_settings()
-
     def compress(
         self,
         table: Tensor,

@@ -67,6 +67,10 @@ class Prior:
             told |= {"corpus": Path(str(self.corpus)).name, "corpus_sha256": hashlib.sha256(content).hexdigest()}
         return told
 
+    def importance_settings(self) -> dict[str, Any]:
+        """How a codec's weights are made, as plain JSON values; codecs that look at more than a prior tell more."""
+        return self.prior_settings()
+
     def frequencies(self, tokenizer: Any, rows: int) -> Tensor:
         """Share of each token in running text, (rows,) float64 of sum 1, for a transformers tokenizer.
 
