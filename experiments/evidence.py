@@ -1,14 +1,16 @@
 """What compression costs in fine-tuning: a grid of tasks, codecs, ratios and seeds, with its summary.
 
     python -m experiments.evidence experiments/DATED-FOLDER --data DIR [--tasks cola mrpc] [--codecs svd] [--seeds 0 1]
-        [--ratios 25 103] [--overrides model=bert_base recipe=bert]
+        [--ratios 25 103] [--distill] [--overrides model=bert_base recipe=bert]
 
 DIR holds a folder per task, named as in conf/task (`squad` too). Runs that records.csv has are not run again, so that a
 stopped grid continues with the same command. Overrides go to every run.
 
 Every task has two references: `codec=none` with the embedding frozen, and with it trained. Retention is the mean score
 over that of the better reference on the same seeds; its standard error is that of paired ratios, sd(score - retention *
-reference) / (mean reference * sqrt(n)), and is not told for one seed. Writes records.csv and summary.md.
+reference) / (mean reference * sqrt(n)), and is not told for one seed. With `--distill` every compressed run is made a
+second time, learning from the logits of the frozen reference of its seed too; and so is that reference, which tells what
+distillation does on its own. Writes records.csv and summary.md.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from tqdm import tqdm
 
@@ -34,7 +37,8 @@ TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
     "sst2": (1, ("task.train_rows=12000", "trainer.max_epochs=2")),
     "squad": (1, ()),
 }
-COLUMNS = ("task", "codec", "trainable", "ratio", "seed", "score", "metrics", "bytes", "seconds", "git_commit")
+SETTING = ("task", "codec", "trainable", "distill", "ratio")
+COLUMNS = (*SETTING, "seed", "score", "metrics", "bytes", "seconds", "git_commit")
 Row = dict[str, str]
 
 
@@ -44,31 +48,32 @@ def grid(arguments: argparse.Namespace) -> list[Row]:
     for task in arguments.tasks:
         seeds = range(TASKS.get(task, (1, ()))[0]) if arguments.seeds is None else arguments.seeds
         for seed in seeds:
-            same = {"task": task, "seed": str(seed)}
+            same = {"task": task, "seed": str(seed), "distill": "no"}
             points += [same | {"codec": "none", "trainable": each, "ratio": "1"} for each in ("frozen", "decoder")]
-            points += [
+            compressed = [
                 same | {"codec": codec, "trainable": arguments.trainable, "ratio": f"{ratio:g}"}
                 for codec in arguments.codecs
                 for ratio in arguments.ratios
             ]
+            points += compressed
+            if arguments.distill:
+                frozen = same | {"codec": "none", "trainable": "frozen", "ratio": "1"}
+                points += [each | {"distill": "yes"} for each in [*compressed, frozen]]
     return points
 
 
 def key(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("task", "codec", "trainable", "ratio", "seed"))
+    return tuple(row[name] for name in (*SETTING, "seed"))
 
 
 def run(point: Row, arguments: argparse.Namespace) -> Row:
-    """One fine-tuning, in a process of its own; its row of records.csv."""
-    task = point["task"]
-    experiment = task if task == "squad" else f"glue_{task}"
-    command = [sys.executable, "-m", "lighttoken.train", f"+experiment={experiment}", f"codec={point['codec']}"]
-    command += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}", "logger=csv"]
-    command += [f"finetune.trainable={point['trainable']}", "progress=false", f"output_dir={arguments.output}"]
-    command += [] if point["codec"] == "none" else [f"ratio={point['ratio']}"]
-    command += [*TASKS.get(task, (1, ()))[1], *arguments.overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    record = max(read_records(Path(arguments.output)), key=lambda each: each["started"])
+    """One fine-tuning; its row of records.csv."""
+    more: list[str] = []
+    if point["distill"] == "yes":
+        more = [f"distill={find_teacher(point, arguments)}"]
+    elif arguments.distill and (point["codec"], point["trainable"]) == ("none", "frozen"):
+        more = ["save_model=true"]  # it is the teacher
+    record = fine_tune(point, arguments, more)
     return point | {
         "score": f"{task_score(record['metrics']):.5f}",
         "metrics": json.dumps({name: round(value, 5) for name, value in record["metrics"].items()}),
@@ -78,30 +83,55 @@ def run(point: Row, arguments: argparse.Namespace) -> Row:
     }
 
 
+def find_teacher(point: Row, arguments: argparse.Namespace) -> str:
+    """The folder of the frozen reference of a point's task and seed that kept its model; made if there is none."""
+    frozen = point | {"codec": "none", "trainable": "frozen", "ratio": "1"}
+    for record in read_records(Path(arguments.output)):
+        found = {"task": record["task"], "codec": record["codec"], "seed": str(record["seed"])}
+        found |= {"trainable": record["config"]["finetune"]["trainable"]}
+        kept = record["status"] == "done" and (Path(record["directory"]) / "model").is_dir()
+        if kept and not record["config"].get("distill") and found.items() <= frozen.items():
+            return record["directory"]
+    return fine_tune(frozen, arguments, ["save_model=true"])["directory"]
+
+
+def fine_tune(point: Row, arguments: argparse.Namespace, more: list[str]) -> dict[str, Any]:
+    """Fine-tune in a process of its own; returns the record."""
+    task = point["task"]
+    experiment = task if task == "squad" else f"glue_{task}"
+    command = [sys.executable, "-m", "lighttoken.train", f"+experiment={experiment}", f"codec={point['codec']}"]
+    command += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}", "logger=csv"]
+    command += [f"finetune.trainable={point['trainable']}", "progress=false", f"output_dir={arguments.output}"]
+    command += [] if point["codec"] == "none" else [f"ratio={point['ratio']}"]
+    command += [*TASKS.get(task, (1, ()))[1], *arguments.overrides, *more]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return max(read_records(Path(arguments.output)), key=lambda each: each["started"])
+
+
 def summarise(rows: list[Row]) -> list[dict[str, object]]:
     """One line per task, codec and ratio, and their means over tasks."""
-    scores: dict[tuple[str, str, str, str], dict[str, float]] = defaultdict(dict)
+    scores: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     for row in rows:
-        scores[row["task"], row["codec"], row["trainable"], row["ratio"]][row["seed"]] = float(row["score"])
+        scores[tuple(row[name] for name in SETTING)][row["seed"]] = float(row["score"])
     lines: list[dict[str, object]] = []
-    for (task, codec, trainable, ratio), found in sorted(scores.items(), key=lambda item: _order(item[0])):
-        line = {"task": task, "codec": codec, "trainable": trainable, "ratio": ratio, "n": len(found)}
+    for setting, found in sorted(scores.items(), key=lambda item: _order(item[0])):
+        line: dict[str, object] = dict(zip(SETTING, setting, strict=True)) | {"n": len(found)}
         line |= {"mean": fmean(found.values()), "std": stdev(found.values()) if len(found) > 1 else None}
         references = [
             [each[seed] for seed in found]
-            for (other, name, _, _), each in scores.items()
-            if other == task and name == "none" and found.keys() <= each.keys()
+            for (other, name, _, distill, _), each in scores.items()
+            if (other, name, distill) == (line["task"], "none", "no") and found.keys() <= each.keys()
         ]
-        if codec != "none" and references:
+        if (line["codec"] != "none" or line["distill"] == "yes") and references:
             best = max(references, key=fmean)
             line |= {"reference": fmean(best)} | retention(list(found.values()), best)
         lines.append(line)
     return lines
 
 
-def _order(place: tuple[str, str, str, str]) -> tuple:
-    task, codec, trainable, ratio = place
-    return task, codec != "none", codec, trainable, float(ratio)
+def _order(place: tuple[str, ...]) -> tuple:
+    task, codec, trainable, distill, ratio = place
+    return task, codec != "none", codec, trainable, distill, float(ratio)
 
 
 def task_means(lines: list[dict]) -> list[dict[str, object]]:
@@ -112,24 +142,22 @@ def task_means(lines: list[dict]) -> list[dict[str, object]]:
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for line in lines:
         if line.get("retention") is not None and line["task"] != "squad":
-            groups[line["codec"], line["trainable"], line["ratio"]].append(line)
+            groups[tuple(line[name] for name in SETTING[1:])].append(line)
     return [
         {
             "task": f"mean of {', '.join(line['task'] for line in group)}",
-            "codec": codec,
-            "trainable": trainable,
-            "ratio": ratio,
+            **dict(zip(SETTING[1:], setting, strict=True)),
             "n": len(group),
             "mean": fmean(line["mean"] for line in group),
             "reference": fmean(line["reference"] for line in group),
             "retention": fmean(line["mean"] for line in group) / fmean(line["reference"] for line in group),
         }
-        for (codec, trainable, ratio), group in groups.items()
+        for setting, group in groups.items()
     ]
 
 
 def write_summary(rows: list[Row], path: Path) -> None:
-    columns = ("task", "codec", "trainable", "ratio", "n", "mean", "std", "reference", "retention", "standard_error")
+    columns = (*SETTING, "n", "mean", "std", "reference", "retention", "standard_error")
     lines = summarise(rows)
     cells = [
         [f"{line[name]:.4f}" if isinstance(line.get(name), float) else str(line.get(name) or "") for name in columns]
@@ -148,6 +176,7 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="+", type=float, default=[25, 103])
     parser.add_argument("--seeds", nargs="+", type=int, help="the same for every task; else each task's own number")
     parser.add_argument("--trainable", default="frozen", help="of compressed embeddings")
+    parser.add_argument("--distill", action="store_true", help="each compressed run a second time, with a teacher")
     parser.add_argument("--output", default="outputs/evidence", help="run folders")
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of every run")
     arguments = parser.parse_args()
@@ -156,7 +185,7 @@ def main() -> None:
     rows: list[Row] = []
     if path.exists():
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = [{"distill": "no"} | row for row in csv.DictReader(file)]
     done = {key(row) for row in rows}
     for point in (bar := tqdm([each for each in grid(arguments) if key(each) not in done], unit="run")):
         bar.set_postfix_str(" ".join(key(point)))

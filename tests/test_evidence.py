@@ -1,13 +1,15 @@
 """The arithmetic of experiments/evidence.py."""
 
+from argparse import Namespace
+
 import pytest
 
-from experiments.evidence import summarise, task_means
+from experiments.evidence import grid, summarise, task_means
 
 
 def row(task: str, codec: str, seed: int, score: float, trainable: str = "frozen", ratio: str = "25") -> dict[str, str]:
     told = {"task": task, "codec": codec, "trainable": trainable, "ratio": "1" if codec == "none" else ratio}
-    return told | {"seed": str(seed), "score": str(score)}
+    return told | {"distill": "no", "seed": str(seed), "score": str(score)}
 
 
 def test_retention_is_against_the_better_reference_on_the_same_seeds():
@@ -29,3 +31,21 @@ def test_the_mean_over_tasks_leaves_squad_out():
     (mean,) = task_means(summarise(rows))
     assert mean["task"] == "mean of cola, rte"
     assert mean["retention"] == pytest.approx(0.9 / 1.2)
+
+
+def test_a_distilled_reference_is_compared_with_and_is_no_reference():
+    rows = [row("cola", "none", 0, 0.5), row("cola", "none", 0, 0.6) | {"distill": "yes"}]
+    rows += [row("cola", "svd", 0, 0.4) | {"distill": each} for each in ("no", "yes")]
+    lines = {(each["codec"], each["distill"]): each for each in summarise(rows)}
+    assert lines["none", "yes"]["retention"] == pytest.approx(1.2)
+    assert lines["svd", "no"]["retention"] == lines["svd", "yes"]["retention"] == pytest.approx(0.8)
+
+
+def test_a_grid_with_distillation_has_each_run_once_more():
+    told = {"tasks": ["rte"], "seeds": None, "codecs": ["svd"], "ratios": [25.0], "trainable": "frozen"}
+    plain, taught = (grid(Namespace(**told, distill=each)) for each in (False, True))
+    names = ("codec", "trainable", "distill", "seed")
+    wanted = [("none", "frozen", "no"), ("none", "decoder", "no"), ("svd", "frozen", "no")]
+    assert [tuple(each[name] for name in names) for each in plain] == [(*w, seed) for seed in "01" for w in wanted]
+    wanted += [("svd", "frozen", "yes"), ("none", "frozen", "yes")]
+    assert [tuple(each[name] for name in names) for each in taught] == [(*w, seed) for seed in "01" for w in wanted]

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WORK_SPACE = 2**18  # path costs held at a time, (states, rows): with twice as many, memory peaks at 4.6 tables instead of 3.7
+WORK_SPACE = (
+    2**18
+)  # path costs held at a time, (states, rows): with twice as many, memory peaks at 4.6 tables instead of 3.7
 
 
 def search(targets: Sequence[Tensor], books: Sequence[Tensor], bits: Sequence[int], state_bits: int) -> Tensor:
