@@ -13,8 +13,9 @@ setup: .venv/installed
 quickstart: setup
 	$(BIN)/python -m lighttoken.train +experiment=quickstart
 
+# A process per core, each with one thread: the models are so small that more threads only wait for each other.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ stopped grid continues with the same command. Overrides go to every run.
 Every task has two references: `codec=none` with the embedding frozen, and with it trained. Retention is the mean score
 over that of the better reference on the same seeds; its standard error is that of paired ratios, sd(score - retention *
 reference) / (mean reference * sqrt(n)), and is not told for one seed. With `--distill` every compressed run is made a
-second time, learning from the logits of the frozen reference of its seed too; and so is that reference, which tells what
+second time, learning from the logits of the frozen reference of its seed too, and so is that reference, to tell what
 distillation does on its own. Writes records.csv and summary.md.
 """
 

@@ -107,7 +107,7 @@ def test_open_a_run_with_enter_and_close_it_with_escape(page):
     page.wait_for_selector("dialog .panel .main-svg")
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
-    assert "#run=" not in page.url
+    page.wait_for_url(lambda url: "#run=" not in url)
     assert link.evaluate("link => link === document.activeElement")
 
 

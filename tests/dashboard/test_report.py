@@ -121,7 +121,9 @@ def test_the_server_is_local_and_knows_its_name(run_folder):
 
 def test_the_page_is_written_again_while_it_is_watched(run_folder, tmp_path):
     folder = run_folder(status="running")
-    code = "import lighttoken.report as r; r.WATCH_SECONDS = 0.2; r.main()"
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    code = "import signal, lighttoken.report as r; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "r.WATCH_SECONDS = 0.2; r.main()"
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     arguments = [sys.executable, "-c", code, "outputs", "--watch"]
