@@ -41,7 +41,8 @@ NOT_RECIPE = (
     "predict",
     "resume",
     "skip_done",
-    "distill",  # from the uncompressed run
+    "save_model",
+    "distill",  # from a reference
 )
 # What may differ between two commands that ask for the same run.
 NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
@@ -166,15 +167,18 @@ def retention(scores: list[float], references: list[float]) -> dict[str, float |
     return {"retention": ratio, "standard_error": stdev(left) / (abs(reference) * math.sqrt(n))}
 
 
+def is_reference(record: dict[str, Any]) -> bool:
+    """Whether a record is of a model with nothing compressed, taught by none."""
+    plain = record["config"].get("backbone_precision", "float32") == "float32" and not record["config"].get("distill")
+    return record.get("codec") == "none" and plain
+
+
 def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
     """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None."""
     references = [
         other
         for other in read_records(root)
-        if other.get("codec") == "none"
-        and other["config"].get("backbone_precision", "float32") == "float32"
-        and other.get("status") == "done"
-        and recipe(other["config"]) == recipe(record.config)
+        if is_reference(other) and other.get("status") == "done" and recipe(other["config"]) == recipe(record.config)
     ]
     return max(references, key=lambda other: other["started"], default=None)
 

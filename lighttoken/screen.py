@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lighttoken.artifact import CompressedTable
 from lighttoken.measure import bytes_by_part
-from lighttoken.records import Record
+from lighttoken.records import Record, is_reference
 
 
 def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:
@@ -18,17 +18,17 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
     assert record.ratio
     assert record.stored_bytes
     precision = record.config["backbone_precision"]
-    is_reference = record.codec == "none" and precision == "float32"
+    itself = is_reference(vars(record))
     rows = []
     for name, value in record.metrics.items():
         rows.append((name, f"{value:.4f}"))
-        if reference and not is_reference and not name.endswith("loss") and name in reference["metrics"]:
+        if reference and not itself and not name.endswith("loss") and name in reference["metrics"]:
             uncompressed = reference["metrics"][name]
             retention = (
                 f"{value / uncompressed:.4f} of {uncompressed:.4f}" if uncompressed else "the reference scored 0"
             )
             rows.append((f"retention of {name}", retention))
-    if reference is None and not is_reference:
+    if reference is None and not itself:
         rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
     rows += [
         ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),

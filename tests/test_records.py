@@ -73,6 +73,7 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     finished("other_seed", "2026-01-03", seed=1)
     finished("other_task", "2026-01-04", task={"name": "cola"})
     finished("other_codec", "2026-01-05", codec="svd")
+    finished("distilled", "2026-01-06", distill="new")
     failed = replace(make(tmp_path / "failed", "none"), started="2026-01-06")
     with pytest.raises(RuntimeError), failed.running():
         raise RuntimeError
@@ -84,7 +85,8 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     reference = find_reference(make(tmp_path / "mine", ratio=103), tmp_path)
     assert reference["directory"] == str(tmp_path / "new")
     assert find_reference(make(tmp_path / "mine", seed=7), tmp_path) is None
-    assert len(read_records(tmp_path)) == 6
+    assert find_reference(make(tmp_path / "mine", ratio=103, distill="new", save_model=True), tmp_path) == reference
+    assert len(read_records(tmp_path)) == 7
 
 
 def test_one_pair_has_no_standard_error_and_a_reference_of_zero_no_retention():

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lighttoken.records import read_records, recipe, retention
+from lighttoken.records import is_reference, read_records, recipe, retention
 from lighttoken.tasks.average import task_score
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def is_reference(self) -> bool:
-        return self.codec == "none" and self.record["config"].get("backbone_precision", "float32") == "float32"
+        return is_reference(self.record)
 
     @property
     def ratio(self) -> float | None:
@@ -193,7 +193,7 @@ def _tell_apart(runs: list[Run]) -> None:
 
     def setting(config: dict[str, Any]) -> dict[str, Any]:
         told = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
-        return told | {"trainable": trainable(config)}
+        return told | {"trainable": trainable(config), "distilled": bool(config.get("distill"))}
 
     def rest(config: dict[str, Any]) -> dict[str, Any]:
         told = recipe(config) | {"finetune": (config.get("finetune") or {}) | {"trainable": None}}

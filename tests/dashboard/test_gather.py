@@ -63,6 +63,15 @@ def test_settings_of_one_codec_are_told_apart_by_what_differs(run_folder, tmp_pa
     assert labels == {"svd (coefficient_precision=int8)", "svd (coefficient_precision=float16)", "pq"}
 
 
+def test_a_distilled_run_is_told_apart_and_is_no_reference(run_folder, tmp_path):
+    run_folder("mrpc", "none", **scored(0.5))
+    run_folder("mrpc", "none", **scored(0.9), config={"distill": "somewhere"})
+    run_folder("mrpc", "svd", **scored(0.4))
+    run_folder("mrpc", "svd", **scored(0.6), config={"distill": "somewhere", "save_model": True})
+    retained = {run.label: run.retention for run in gather([tmp_path / "outputs"]) if run.codec == "svd"}
+    assert retained == pytest.approx({"svd (distilled=false)": 0.8, "svd (distilled=true)": 1.2})
+
+
 def test_recipes_are_not_mixed(run_folder, tmp_path):
     run_folder("mrpc", "svd", **scored(0.5))
     run_folder("mrpc", "svd", seed=1, **scored(0.7), config={"trainer": {"max_epochs": 1, "gradient_clip_val": 1.0}})
