@@ -41,8 +41,8 @@ class CompositionalCodes(Baseline):
 
     The same: encoder, Gumbel-softmax at temperature 1, squared error, Adam, batches of 128. Differs: `steps` are
     20,000 and the learning rate falls linearly from 1e-3, where the paper has 200,000 at 1e-4; rows are centred and
-    brought to unit variance for the network; the codebooks are refitted by least squares to the codes chosen (they
-    are better for it) and stored in float16; `size`, the entries of a codebook, is 16, and the number of codebooks
+    brought to unit variance for the network; the codebooks that are stored, in float16, are the best for the codes
+    chosen, by least squares; `size`, the entries of a codebook, is 16, and the number of codebooks
     follows from the ratio, up to `max_words`.
     """
 

@@ -21,7 +21,7 @@ class NearLosslessBinary(Baseline):
     The same: bits = (W x > 0), rows = W^T bits + c, with W learned through the decoder alone, squared error plus
     `regularization` times a term that holds W^T W to the identity, batches of 75, SGD with momentum 0.95. Differs:
     no tanh around the rows, whose range it would cut to -1 to 1; rows are centred and brought to unit variance while W
-    is learned; the decoder that is stored, in float16, is refitted to the bits by least squares (it is better for it).
+    is learned, with gradients clipped; the decoder that is stored, in float16, is the least-squares one for the bits.
     """
 
     name: str = "near_lossless_binary"

@@ -36,7 +36,7 @@ class OrientationAE(Baseline):
         encoder, decoder = nn.Linear(dim, rank), nn.Linear(rank, dim)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.5)
-        for _ in tqdm(range(self.epochs), "orientation_ae", unit="epoch", disable=not progress):
+        for _ in tqdm(range(self.epochs), self.name, unit="epoch", disable=not progress):
             for ids in torch.randperm(vocab_size).split(self.batch_size):
                 rows = table[ids]
                 made = decoder(encoder(rows))

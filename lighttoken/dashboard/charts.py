@@ -44,6 +44,8 @@ class Series:
 
 @dataclass
 class Panel:
+    """A pair of axes with its series; without `x_ticks` the ticks are the library's own."""
+
     title: str
     x_label: str
     y_label: str
