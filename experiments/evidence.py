@@ -1,10 +1,12 @@
 """What compression costs in fine-tuning: a grid of tasks, codecs, ratios and seeds, with its summary.
 
     python -m experiments.evidence experiments/DATED-FOLDER --data DIR [--tasks cola mrpc] [--codecs svd] [--seeds 0 1]
-        [--ratios 25 103] [--distill] [--overrides model=bert_base recipe=bert]
+        [--ratios 25 103] [--distill] [--workers 16] [--overrides model=bert_base recipe=bert]
 
 DIR holds a folder per task, named as in conf/task (`squad` too). Runs that records.csv has are not run again, so that a
-stopped grid continues with the same command. Overrides go to every run.
+stopped grid continues with the same command. Overrides go to every run. Each of the workers is a process that takes one
+run after another; a GPU that one small model does not fill takes many. A run that fails ends no grid: it is named at
+the end, and the exit code is 1.
 
 Every task has two references: `codec=none` with the embedding frozen, and with it trained. Retention is the mean score
 over that of the better reference on the same seeds; its standard error is that of paired ratios, sd(score - retention *
@@ -14,19 +16,26 @@ distillation does on its own. Writes records.csv and summary.md.
 """
 
 import argparse
+import contextlib
 import csv
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
+import traceback
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from tqdm import tqdm
 
-from lighttoken.records import read_records, retention
+from lighttoken.backbone import MODEL_FOLDER
+from lighttoken.records import RECORD_FILE, retention
+from lighttoken.sweep import CONSOLE_FILE
 from lighttoken.tasks.average import task_score
+from lighttoken.train import main as train
 
 # Seeds and what shortens a task, so that two CPU cores are enough.
 TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -66,14 +75,90 @@ def key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in (*SETTING, "seed"))
 
 
-def run(point: Row, arguments: argparse.Namespace) -> Row:
-    """One fine-tuning; its row of records.csv."""
-    more: list[str] = []
-    if point["distill"] == "yes":
-        more = [f"distill={find_teacher(point, arguments)}"]
-    elif arguments.distill and (point["codec"], point["trainable"]) == ("none", "frozen"):
-        more = ["save_model=true"]  # it is the teacher
-    record = fine_tune(point, arguments, more)
+def folder_of(point: Row, arguments: argparse.Namespace) -> Path:
+    """Where a run has its record: the same for the same point."""
+    distilled = "_distilled" if point["distill"] == "yes" else ""
+    name = f"{point['task']}_{point['codec']}_{point['ratio']}x_{point['trainable']}_seed{point['seed']}{distilled}"
+    return Path(arguments.output).resolve() / "runs" / name
+
+
+def teacher_of(point: Row) -> Row:
+    """The frozen reference of a point's task and seed."""
+    return {name: point[name] for name in ("task", "seed")} | {
+        "codec": "none",
+        "trainable": "frozen",
+        "distill": "no",
+        "ratio": "1",
+    }
+
+
+def is_done(point: Row, arguments: argparse.Namespace) -> bool:
+    """Whether a run is finished, and has kept its model if it is to teach others."""
+    folder = folder_of(point, arguments)
+    if not (folder / RECORD_FILE).is_file() or json.loads((folder / RECORD_FILE).read_bytes())["status"] != "done":
+        return False
+    return not arguments.distill or point != teacher_of(point) or (folder / MODEL_FOLDER).is_dir()
+
+
+def command_of(point: Row, arguments: argparse.Namespace) -> list[str]:
+    """What lighttoken.train is told."""
+    task = point["task"]
+    told = [f"+experiment={task if task == 'squad' else f'glue_{task}'}", f"codec={point['codec']}"]
+    told += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}", "logger=csv"]
+    told += [f"finetune.trainable={point['trainable']}", "progress=false", f"output_dir={arguments.output}"]
+    told += [f"hydra.run.dir={folder_of(point, arguments)}"]
+    told += [] if point["codec"] == "none" else [f"ratio={point['ratio']}"]
+    told += [f"distill={folder_of(teacher_of(point), arguments)}"] if point["distill"] == "yes" else []
+    told += ["save_model=true"] if arguments.distill and point == teacher_of(point) else []
+    return [*told, *TASKS.get(task, (1, ()))[1], *arguments.overrides]
+
+
+def run(command: list[str], folder: Path) -> None:
+    """One fine-tuning, in a worker; what it prints is in console.log of its folder. Raises RuntimeError if it fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.argv = ["lighttoken.train", *command]
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # set by the run before
+    path = folder / CONSOLE_FILE
+    with path.open("w") as console, contextlib.redirect_stdout(console), contextlib.redirect_stderr(console):
+        try:
+            train()
+            return
+        except SystemExit:  # its one line is in the console
+            pass
+        except Exception:  # of whatever type: not all of them survive the way to another process
+            traceback.print_exc()
+    raise RuntimeError(path.read_text().strip().splitlines()[-1])
+
+
+def run_all(points: list[Row], arguments: argparse.Namespace, finish: Callable[[Row], None]) -> dict[str, str]:
+    """Run points, each once its teacher is done, and `finish` each; returns the errors of those that failed."""
+    left, errors = list(points), dict[str, str]()
+    running: dict[Future[None], Row] = {}
+    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with (
+        ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool,
+        tqdm(total=len(points), unit="run") as bar,
+    ):
+        while True:
+            ready = [each for each in left if each["distill"] == "no" or is_done(teacher_of(each), arguments)]
+            for point in ready:
+                running[pool.submit(run, command_of(point, arguments), folder_of(point, arguments))] = point
+            left = [each for each in left if each not in ready]
+            if not running:
+                return errors | {" ".join(key(point)): "its teacher failed" for point in left}
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                point = running.pop(future)
+                if error := future.exception():
+                    errors[" ".join(key(point))] = str(error)
+                else:
+                    finish(point)
+                bar.set_postfix_str(" ".join(key(point)), refresh=False)
+                bar.update()
+
+
+def read_row(point: Row, arguments: argparse.Namespace) -> Row:
+    """The row of records.csv of a finished run."""
+    record = json.loads((folder_of(point, arguments) / RECORD_FILE).read_bytes())
     return point | {
         "score": f"{task_score(record['metrics']):.5f}",
         "metrics": json.dumps({name: round(value, 5) for name, value in record["metrics"].items()}),
@@ -81,31 +166,6 @@ def run(point: Row, arguments: argparse.Namespace) -> Row:
         "seconds": f"{sum(record['seconds'].values()):.0f}",
         "git_commit": str(record["git_commit"])[:9],
     }
-
-
-def find_teacher(point: Row, arguments: argparse.Namespace) -> str:
-    """The folder of the frozen reference of a point's task and seed that kept its model; made if there is none."""
-    frozen = point | {"codec": "none", "trainable": "frozen", "ratio": "1"}
-    for record in read_records(Path(arguments.output)):
-        found = {"task": record["task"], "codec": record["codec"], "seed": str(record["seed"])}
-        found |= {"trainable": record["config"]["finetune"]["trainable"]}
-        kept = record["status"] == "done" and (Path(record["directory"]) / "model").is_dir()
-        if kept and not record["config"].get("distill") and found.items() <= frozen.items():
-            return record["directory"]
-    return fine_tune(frozen, arguments, ["save_model=true"])["directory"]
-
-
-def fine_tune(point: Row, arguments: argparse.Namespace, more: list[str]) -> dict[str, Any]:
-    """Fine-tune in a process of its own; returns the record."""
-    task = point["task"]
-    experiment = task if task == "squad" else f"glue_{task}"
-    command = [sys.executable, "-m", "lighttoken.train", f"+experiment={experiment}", f"codec={point['codec']}"]
-    command += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}", "logger=csv"]
-    command += [f"finetune.trainable={point['trainable']}", "progress=false", f"output_dir={arguments.output}"]
-    command += [] if point["codec"] == "none" else [f"ratio={point['ratio']}"]
-    command += [*TASKS.get(task, (1, ()))[1], *arguments.overrides, *more]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return max(read_records(Path(arguments.output)), key=lambda each: each["started"])
 
 
 def summarise(rows: list[Row]) -> list[dict[str, object]]:
@@ -177,24 +237,35 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="the same for every task; else each task's own number")
     parser.add_argument("--trainable", default="frozen", help="of compressed embeddings")
     parser.add_argument("--distill", action="store_true", help="each compressed run a second time, with a teacher")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", default="outputs/evidence", help="run folders")
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of every run")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "records.csv"
-    rows: list[Row] = []
+    rows: dict[tuple[str, ...], Row] = {}
     if path.exists():
         with path.open(newline="") as file:
-            rows = [{"distill": "no"} | row for row in csv.DictReader(file)]
-    done = {key(row) for row in rows}
-    for point in (bar := tqdm([each for each in grid(arguments) if key(each) not in done], unit="run")):
-        bar.set_postfix_str(" ".join(key(point)))
-        rows.append(run(point, arguments))
+            rows = {key(row): row for row in ({"distill": "no"} | row for row in csv.DictReader(file))}
+
+    def finish(point: Row) -> None:
+        rows[key(point)] = read_row(point, arguments)
+        ordered = sorted(rows.values(), key=lambda row: (_order(key(row)[:-1]), int(row["seed"])))
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(rows)
-        write_summary(rows, arguments.folder / "summary.md")
+            writer.writerows(ordered)
+        write_summary(ordered, arguments.folder / "summary.md")
+
+    points = [point for point in grid(arguments) if key(point) not in rows]
+    teachers = [teacher_of(point) for point in points if point["distill"] == "yes"]
+    points = [each for i, each in enumerate(teachers) if each not in [*points, *teachers[:i]]] + points
+    for point in (done := [each for each in points if is_done(each, arguments)]):
+        finish(point)
+    errors = run_all([each for each in points if each not in done], arguments, finish)
+    for name, error in errors.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    sys.exit(1 if errors else 0)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Train:
     logger: Any = MISSING
     ratio: float = MISSING
     backbone_precision: str = MISSING
+    matmul_precision: str = MISSING
     limit_rows: int | None = None
     predict: bool = MISSING
     resume: bool = MISSING

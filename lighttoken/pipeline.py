@@ -55,6 +55,7 @@ from lighttoken.tasks.data import TaskData
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "last.ckpt"
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
 # What the libraries say on every run, about things that are meant to be as they are.
 NOISE = (
@@ -68,6 +69,7 @@ NOISE = (
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
     quiet_libraries(config.progress)
+    torch.set_float32_matmul_precision("highest")  # for the codec, whatever a job before this one has left
     make_paths_absolute(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     backbone: Backbone = instantiate(config.model)
@@ -84,6 +86,11 @@ def train(config: DictConfig) -> Record:
     with record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
+            if config.matmul_precision not in MATMUL_PRECISIONS:
+                raise LighttokenError(
+                    f"unknown matmul_precision={config.matmul_precision!r}; "
+                    f"choose one of {', '.join(MATMUL_PRECISIONS)}"
+                )
             trainer = make_trainer(config, loggers, record.directory)
             tokenizer = backbone.tokenizer()
             data: TaskData = instantiate(config.task, tokenizer=tokenizer)
@@ -123,6 +130,7 @@ def train(config: DictConfig) -> Record:
         with record.phase("finetune"):
             told = {"model": model, "metrics": data.metrics, "splits": data.eval_names, "teacher": teacher}
             module = instantiate(config.finetune, **told, _recursive_=False)
+            torch.set_float32_matmul_precision(config.matmul_precision)
             # Again: whatever the codec drew, batches and dropout are the same for all.
             L.seed_everything(config.seed, verbose=False)
             checkpoint = resume_folder(config) / CHECKPOINT_FILE
