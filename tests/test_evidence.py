@@ -1,10 +1,13 @@
-"""The arithmetic of experiments/evidence.py."""
+"""experiments/evidence.py: its arithmetic, and a grid from end to end."""
 
+import csv
+import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
-from experiments.evidence import grid, summarise, task_means
+from experiments.evidence import grid, main, summarise, task_means
 
 
 def row(task: str, codec: str, seed: int, score: float, trainable: str = "frozen", ratio: str = "25") -> dict[str, str]:
@@ -49,3 +52,30 @@ def test_a_grid_with_distillation_has_each_run_once_more():
     assert [tuple(each[name] for name in names) for each in plain] == [(*w, seed) for seed in "01" for w in wanted]
     wanted += [("svd", "frozen", "yes"), ("none", "frozen", "yes")]
     assert [tuple(each[name] for name in names) for each in taught] == [(*w, seed) for seed in "01" for w in wanted]
+
+
+def test_a_grid_ends_whatever_fails_and_the_same_command_goes_on(checkpoint, sst2, monkeypatch, capsys):
+    def run(*arguments: str) -> tuple[int, list[dict[str, str]], str]:
+        told = ["evidence", "grid", "--data", str(sst2.parent), "--tasks", "sst2", "--codecs", "svd", "--seeds", "0"]
+        told += [*arguments, "--distill", "--workers", "2", "--output", "runs_of_grid", "--overrides"]
+        told += [f"model.path={checkpoint()}", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+        monkeypatch.setattr(sys, "argv", told)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        with Path("grid/records.csv").open(newline="") as file:
+            return int(stop.value.code or 0), list(csv.DictReader(file)), capsys.readouterr().err
+
+    code, rows, said = run("--ratios", "2", "5000")
+    assert code == 1
+    names = ("codec", "trainable", "distill", "ratio")
+    plain, trained = ("none", "frozen", "no", "1"), ("none", "decoder", "no", "1")
+    done = [trained, plain, ("none", "frozen", "yes", "1"), ("svd", "frozen", "no", "2"), ("svd", "frozen", "yes", "2")]
+    assert [tuple(row[name] for name in names) for row in rows] == done
+    failed = [line for line in said.splitlines() if line.startswith("failed: ")]
+    assert [line.split(": ")[1] for line in failed] == [f"sst2 svd frozen {each} 5000 0" for each in ("no", "yes")]
+    assert all("ratio 5000 cannot be met" in line for line in failed)
+    written = {path: path.stat().st_mtime_ns for path in Path("runs_of_grid/runs").glob("*/record.json")}
+    Path("grid/records.csv").write_text("".join(Path("grid/records.csv").read_text().splitlines(keepends=True)[:-2]))
+    code, again, _ = run("--ratios", "2")  # two rows were lost, their runs were not
+    assert (code, again) == (0, rows)
+    assert {path: path.stat().st_mtime_ns for path in Path("runs_of_grid/runs").glob("*/record.json")} == written
