@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
 
 from lighttoken import __version__
 from lighttoken.artifact import (
@@ -86,23 +87,9 @@ def train(config: DictConfig) -> Record:
     with record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
-            if config.matmul_precision not in MATMUL_PRECISIONS:
-                raise LighttokenError(
-                    f"unknown matmul_precision={config.matmul_precision!r}; "
-                    f"choose one of {', '.join(MATMUL_PRECISIONS)}"
-                )
             trainer = make_trainer(config, loggers, record.directory)
-            tokenizer = backbone.tokenizer()
-            data: TaskData = instantiate(config.task, tokenizer=tokenizer)
-            data.prepare_data()
-            data.setup()
-            if config.predict:
-                data.predict_dataloader()
-            L.seed_everything(config.seed, verbose=False)
-            model = data.make_model(backbone)
-            if config.init_from:
-                load_body(model, Path(config.init_from))
-            teacher = load_teacher(model, Path(config.distill)) if config.distill else None
+            data = load_data(config, backbone)
+            model, teacher = load_models(config, data, backbone)
             table = find_embedding(model).weight.detach()
             record.table_bytes = record.artifact_bytes = table.numel() * 4
             record.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -123,32 +110,15 @@ def train(config: DictConfig) -> Record:
         with record.phase("measure"):
             record.table = measure_table(table)
             if compressed is not None:
-                frequencies = common_frequencies(tokenizer, len(table))
+                frequencies = common_frequencies(data.tokenizer, len(table))
                 record.compression = compressed.summary | measure_artifact(table, compressed, frequencies)
             record.save()  # a dashboard can show it while the model is fine-tuned
 
         with record.phase("finetune"):
-            told = {"model": model, "metrics": data.metrics, "splits": data.eval_names, "teacher": teacher}
-            module = instantiate(config.finetune, **told, _recursive_=False)
-            torch.set_float32_matmul_precision(config.matmul_precision)
-            # Again: whatever the codec drew, batches and dropout are the same for all.
-            L.seed_everything(config.seed, verbose=False)
-            checkpoint = resume_folder(config) / CHECKPOINT_FILE
-            if config.resume and checkpoint.is_file():
-                record.resumed = str(checkpoint)
-            trainer.fit(module, data, ckpt_path=record.resumed, weights_only=True)
+            module = fine_tune(config, trainer, data, model, teacher, record)
 
         with record.phase("evaluate"):
-            load_best(trainer, module)
-            if config.save_model:
-                model.save_pretrained(record.directory / MODEL_FOLDER)
-                tokenizer.save_pretrained(record.directory / MODEL_FOLDER)
-            reduce_precision(model, config.backbone_precision)
-            record.stored_bytes = model_bytes(model)
-            trainer.validate(module, data, verbose=False)
-            scores = trainer.callback_metrics
-            names = tuple(f"{name}/" for name in data.eval_names)
-            record.metrics = {name: float(scores[name]) for name in scores if name.startswith(names)}
+            evaluate(config, trainer, data, module, record)
 
         if config.predict:
             with record.phase("predict"):
@@ -167,8 +137,72 @@ def train(config: DictConfig) -> Record:
     return record
 
 
+def load_data(config: DictConfig, backbone: Backbone) -> TaskData:
+    """The task's rows, tokenised. Raises LighttokenError if there is none to answer and `predict` asks for answers."""
+    data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer())
+    data.prepare_data()
+    data.setup()
+    if config.predict:
+        data.predict_dataloader()
+    return data
+
+
+def load_models(
+    config: DictConfig, data: TaskData, backbone: Backbone
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The backbone with the task's head, and the teacher if there is one."""
+    L.seed_everything(config.seed, verbose=False)
+    model = data.make_model(backbone)
+    if config.init_from:
+        load_body(model, Path(config.init_from))
+    return model, load_teacher(model, Path(config.distill)) if config.distill else None
+
+
+def fine_tune(
+    config: DictConfig,
+    trainer: L.Trainer,
+    data: TaskData,
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    record: Record,
+) -> L.LightningModule:
+    """Train the model, from the checkpoint of a run that was killed if there is one."""
+    told = {"model": model, "metrics": data.metrics, "splits": data.eval_names, "teacher": teacher}
+    module: L.LightningModule = instantiate(config.finetune, **told, _recursive_=False)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    # Again: whatever the codec drew, batches and dropout are the same for all.
+    L.seed_everything(config.seed, verbose=False)
+    checkpoint = resume_folder(config) / CHECKPOINT_FILE
+    if config.resume and checkpoint.is_file():
+        record.resumed = str(checkpoint)
+    trainer.fit(module, data, ckpt_path=record.resumed, weights_only=True)
+    return module
+
+
+def evaluate(config: DictConfig, trainer: L.Trainer, data: TaskData, module: L.LightningModule, record: Record) -> None:
+    """Score the model as it is stored, and keep it if that is asked."""
+    load_best(trainer, module)
+    model: Any = module.model
+    if config.save_model:
+        model.save_pretrained(record.directory / MODEL_FOLDER)
+        data.tokenizer.save_pretrained(record.directory / MODEL_FOLDER)
+    reduce_precision(model, config.backbone_precision)
+    record.stored_bytes = model_bytes(model)
+    trainer.validate(module, data, verbose=False)
+    scores = trainer.callback_metrics
+    names = tuple(f"{name}/" for name in data.eval_names)
+    record.metrics = {name: float(scores[name]) for name in scores if name.startswith(names)}
+
+
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
-    """The trainer with its callbacks. Raises LighttokenError for callbacks that watch rows which are not held out."""
+    """The trainer with its callbacks. Raises LighttokenError for callbacks that watch rows which are not held out,
+
+    and for an unknown `matmul_precision`.
+    """
+    if config.matmul_precision not in MATMUL_PRECISIONS:
+        raise LighttokenError(
+            f"unknown matmul_precision={config.matmul_precision!r}; choose one of {', '.join(MATMUL_PRECISIONS)}"
+        )
     callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
     if config.resume:
         last = ModelCheckpoint(resume_folder(config), filename=Path(CHECKPOINT_FILE).stem, save_on_train_epoch_end=True)

@@ -1,4 +1,4 @@
-"""python -m lighttoken.report [DIR ...]: the records under folders as one HTML page and figures, or a W&B report."""
+"""python -m lighttoken.report [DIR ...]: the records under folders as one HTML page, figures and tables, or for W&B."""
 
 import argparse
 import logging
@@ -26,8 +26,8 @@ def main() -> None:
     """Entry point. Exit code 2: nothing to show, no place to write it, a library or a key is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m lighttoken.report",
-        description="Gather the records under folders into one self-contained HTML page (index.html) and figures "
-        "(PNG and SVG) in report/ of the first folder.",
+        description="Gather the records under folders into one self-contained HTML page (index.html), figures (PNG "
+        "and SVG) and tables (scores.csv, scores.md) in report/ of the first folder.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int | None = None) -> None:
-    """Write the page and the figures; then watch and serve until interrupted, if so asked.
+    """Write the page, the figures and the tables; then watch and serve until interrupted, if so asked.
 
     Raises LighttokenError for a folder that is not there or, unless it is watched, has no records; for a missing
     library; and for a port that is taken.
@@ -72,6 +72,7 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
         from lighttoken.dashboard.figures import write_figures
         from lighttoken.dashboard.gather import gather
         from lighttoken.dashboard.page import write_page
+        from lighttoken.dashboard.tables import write_tables
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
         raise LighttokenError(f"the report needs {library}; run pip install 'lighttoken[report]'") from error
@@ -90,8 +91,10 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
         names = " and ".join(map(str, folders))
         raise LighttokenError(f"there is no record.json under {names}; run python -m lighttoken.train first")
     page = write(runs, WATCH_SECONDS if watch else None)
-    figures = write_figures(make_charts(runs), output)
-    print(f"{len(runs)} runs: {page} ({page.stat().st_size / 1e6:.1f} MB) and {len(figures)} figures beside it")
+    files = [*write_figures(make_charts(runs), output), *write_tables(runs, output)]
+    print(
+        f"{len(runs)} runs: {page} ({page.stat().st_size / 1e6:.1f} MB) and {len(files)} figures and tables beside it"
+    )
     server = None if port is None else serve(root, port)
     if server:
         place = page.resolve().relative_to(root.resolve()).as_posix()
@@ -104,10 +107,11 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
                 seen, runs = now, gather(folders)
                 write(runs, WATCH_SECONDS)
     except KeyboardInterrupt:
-        if watch:  # a page that reloads itself no more, and figures of what there is now
+        if watch:  # a page that reloads itself no more, and figures and tables of what there is now
             runs = gather(folders)
             write(runs, None)
             write_figures(make_charts(runs), output)
+            write_tables(runs, output)
     finally:
         if server:
             server.shutdown()

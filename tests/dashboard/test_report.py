@@ -12,6 +12,7 @@ from lighttoken.report import report, serve
 from tests.dashboard.conftest import read_data, write_run
 
 FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
+TABLES = {"scores.csv", "scores.md"}
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 
@@ -20,7 +21,7 @@ def test_a_page_and_figures_are_written(command, run_folder):
     code, out, err = command("report")
     assert (code, err) == (0, "")
     assert "1 runs" in out
-    assert {path.name for path in Path("outputs/report").iterdir()} == FIGURES | {"index.html"}
+    assert {path.name for path in Path("outputs/report").iterdir()} == FIGURES | TABLES | {"index.html"}
     assert Path("outputs/report/score.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert b"<svg" in Path("outputs/report/score.svg").read_bytes()
     (run,) = read_data(Path("outputs/report/index.html"))["runs"]
