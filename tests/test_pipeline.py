@@ -375,6 +375,7 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
             "backbone_precision=int3",
             "unknown backbone_precision='int3'; choose one of float32, float16, bfloat16, int8",
         ),
+        ("matmul_precision=low", "unknown matmul_precision='low'; choose one of highest, high, medium"),
         ("predict=true", "predict=true needs the split 'test' of task=sst2; found train, validation"),
     ],
 )
