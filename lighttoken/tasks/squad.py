@@ -62,7 +62,7 @@ class Squad(TaskData):
                 "set a smaller task.stride or a larger task.max_length"
             )
         self.rows: dict[str, Dataset] = {}  # questions as they are told
-        self.windows: dict[str, Dataset] = {}  # of each split to score: question and offsets of every window
+        self.windows: dict[str, Dataset] = {}  # of each split to score: the row and the offsets of every window
 
     def make_model(self, backbone: Backbone) -> PreTrainedModel:
         return backbone.reader()
@@ -104,9 +104,9 @@ class Squad(TaskData):
                 },
                 desc=f"tokenise {self.name} {name}",
             )
-            splits[name] = windows.remove_columns(["question", "offsets"])
+            splits[name] = windows.remove_columns(["row", "offsets"])
             if name != "train":
-                self.windows[name] = windows.select_columns(["question", "offsets"])
+                self.windows[name] = windows.select_columns(["row", "offsets"])
         return splits
 
     def predict_dataloader(self) -> list[DataLoader]:
@@ -134,7 +134,7 @@ class Squad(TaskData):
         contexts = list(rows["context"])
         for window, start, end in zip(windows, starts, ends, strict=True):
             score, first, last = best_span(start, end, window["offsets"], self.max_answer_length)
-            question = window["question"]
+            question = window["row"]  # not a column that the rows have: its new values would be cast to the old type
             if score > best[question][0]:
                 span = contexts[question][window["offsets"][first][0] : window["offsets"][last][1]].strip()
                 best[question] = (score, span)
@@ -241,14 +241,14 @@ def _cut(
     )
     owners = encoded.pop("overflow_to_sample_mapping")
     places = encoded.pop("offset_mapping")
-    made = dict(encoded) | {"start_positions": [], "end_positions": [], "question": [], "offsets": []}
+    made = dict(encoded) | {"start_positions": [], "end_positions": [], "row": [], "offsets": []}
     for window, (owner, offsets) in enumerate(zip(owners, places, strict=True)):
         context = [part == 1 for part in encoded.sequence_ids(window)]
         offsets = [list(place) if inside else [0, 0] for place, inside in zip(offsets, context, strict=True)]
         first, last = _span(offsets, rows["answers"][owner])
         made["start_positions"].append(first)
         made["end_positions"].append(last)
-        made["question"].append(indices[owner])
+        made["row"].append(indices[owner])
         made["offsets"].append(offsets)
     return made | {"length": [len(ids) for ids in made["input_ids"]]}
 
