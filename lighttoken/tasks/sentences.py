@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lighttoken import __version__
 from lighttoken.artifact import write_atomically
 from lighttoken.backbone import Backbone
 from lighttoken.errors import LighttokenError
@@ -50,6 +51,7 @@ class SentenceData(TaskData):
             "columns": self.text_columns,
             "max_length": self.max_length,
             "label_type": float if self.num_labels == 1 else int,
+            "version": __version__,  # the cache tells functions apart by their name and arguments alone
         }
         splits = {
             name: rows.map(
@@ -87,7 +89,12 @@ class SentenceData(TaskData):
 
 
 def _tokenize(
-    rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, columns: list[str], max_length: int, label_type: type
+    rows: dict[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    columns: list[str],
+    max_length: int,
+    label_type: type,
+    version: str,
 ) -> dict[str, list]:
     encoded = dict(tokenizer(*(rows[column] for column in columns), truncation=True, max_length=max_length))
     labels = [label_type(label) for label in rows.get("label", [-1] * len(encoded["input_ids"]))]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
+from lighttoken import __version__
 from lighttoken.artifact import write_atomically
 from lighttoken.backbone import Backbone
 from lighttoken.errors import LighttokenError
@@ -101,6 +102,7 @@ class Squad(TaskData):
                     "max_length": self.max_length,
                     "stride": self.stride,
                     "max_question_length": self.max_question_length,
+                    "version": __version__,
                 },
                 desc=f"tokenise {self.name} {name}",
             )
@@ -216,9 +218,18 @@ def _read(file: Path) -> Dataset:
 
 
 def _cut(
-    rows: Mapping[str, list], indices: list[int], tokenizer: Any, max_length: int, stride: int, max_question_length: int
+    rows: Mapping[str, list],
+    indices: list[int],
+    tokenizer: Any,
+    max_length: int,
+    stride: int,
+    max_question_length: int,
+    version: str,
 ) -> dict[str, list]:
-    """Windows of questions and contexts, with the first and last token of the first answer."""
+    """Windows of questions and contexts, with the first and last token of the first answer.
+
+    `version` is there for the cache of datasets, which tells functions apart by their name and arguments alone.
+    """
     questions = tokenizer(
         [question.lstrip() for question in rows["question"]],
         add_special_tokens=False,
