@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -197,23 +198,30 @@ def _order(place: tuple[str, ...]) -> tuple:
 def task_means(lines: list[dict]) -> list[dict[str, object]]:
     """Of each codec and ratio, the mean over tasks that have it, and its retention against the same tasks' references.
 
+    `n` is the number of tasks. The standard error adds those of the tasks, in units of score, as independent ones.
     SQuAD, whose scores are percentages of another kind, is left out.
     """
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for line in lines:
         if line.get("retention") is not None and line["task"] != "squad":
             groups[tuple(line[name] for name in SETTING[1:])].append(line)
-    return [
-        {
+    means = []
+    for setting, group in groups.items():
+        reference = fmean(line["reference"] for line in group)
+        errors = [line["standard_error"] for line in group]
+        mean = {
             "task": f"mean of {', '.join(line['task'] for line in group)}",
             **dict(zip(SETTING[1:], setting, strict=True)),
             "n": len(group),
             "mean": fmean(line["mean"] for line in group),
-            "reference": fmean(line["reference"] for line in group),
-            "retention": fmean(line["mean"] for line in group) / fmean(line["reference"] for line in group),
+            "reference": reference,
         }
-        for setting, group in groups.items()
-    ]
+        mean["retention"] = mean["mean"] / reference
+        if None not in errors:
+            squares = ((error * line["reference"]) ** 2 for error, line in zip(errors, group, strict=True))
+            mean["standard_error"] = math.sqrt(sum(squares)) / len(group) / abs(reference)
+        means.append(mean)
+    return means
 
 
 def write_summary(rows: list[Row], path: Path) -> None:

@@ -195,9 +195,9 @@ def evaluate(config: DictConfig, trainer: L.Trainer, data: TaskData, module: L.L
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
-    """The trainer with its callbacks. Raises LighttokenError for callbacks that watch rows which are not held out,
+    """The trainer with its callbacks.
 
-    and for an unknown `matmul_precision`.
+    Raises LighttokenError for callbacks that watch rows which are not held out, and for an unknown `matmul_precision`.
     """
     if config.matmul_precision not in MATMUL_PRECISIONS:
         raise LighttokenError(

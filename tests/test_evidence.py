@@ -34,6 +34,16 @@ def test_the_mean_over_tasks_leaves_squad_out():
     (mean,) = task_means(summarise(rows))
     assert mean["task"] == "mean of cola, rte"
     assert mean["retention"] == pytest.approx(0.9 / 1.2)
+    assert "standard_error" not in mean  # one seed has none
+
+
+def test_the_error_of_a_mean_over_tasks_adds_those_of_the_tasks():
+    rows = [row(task, "none", seed, 0.5) for task in ("cola", "rte") for seed in (0, 1)]
+    rows += [row("cola", "svd", seed, score) for seed, score in enumerate((0.40, 0.46))]
+    rows += [row("rte", "svd", seed, score) for seed, score in enumerate((0.30, 0.38))]
+    (mean,) = task_means(summarise(rows))
+    # By hand: the standard errors of the two means are 0.03 and 0.04, that of their mean sqrt(0.03^2 + 0.04^2) / 2.
+    assert mean["standard_error"] == pytest.approx(0.025 / 0.5)
 
 
 def test_a_distilled_reference_is_compared_with_and_is_no_reference():

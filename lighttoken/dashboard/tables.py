@@ -10,8 +10,10 @@ from typing import Any
 from lighttoken.dashboard.gather import Point, Run, points
 
 OURS = "lighttoken"
-COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse", "n", "mean", "std")
-COLUMNS += ("retention", "standard_error")
+COLUMNS = (
+    *("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse"),
+    *("n", "mean", "std", "retention", "standard_error"),
+)
 DIGITS = {"asked": "g", "ratio": ".2f", "nmse": ".4f", "bytes": ".0f"}  # the others: .4f
 
 
