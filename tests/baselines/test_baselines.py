@@ -270,6 +270,9 @@ def test_the_orientation_autoencoder_finds_the_directions_of_a_table_of_its_rank
     assert compressed.summary["cosine"] > 0.99
     centred = compressed.decode() - compressed.matrix("bias")
     assert torch.linalg.matrix_rank(centred, rtol=1e-3) == 4
+    table *= 1e-3  # then the loss, of directions but for a 400th part, says next to nothing of lengths
+    rows = compress(table, OrientationAE(learning_rate=0.01), 9.7).decode()
+    assert float((rows * table).sum() / rows.square().sum()) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_compositional_codes_find_the_entries_that_rows_are_sums_of():
