@@ -85,12 +85,8 @@ def folder_of(point: Row, arguments: argparse.Namespace) -> Path:
 
 def teacher_of(point: Row) -> Row:
     """The frozen reference of a point's task and seed."""
-    return {name: point[name] for name in ("task", "seed")} | {
-        "codec": "none",
-        "trainable": "frozen",
-        "distill": "no",
-        "ratio": "1",
-    }
+    plain = {"codec": "none", "trainable": "frozen", "distill": "no", "ratio": "1"}
+    return {"task": point["task"], "seed": point["seed"]} | plain
 
 
 def is_done(point: Row, arguments: argparse.Namespace) -> bool:
@@ -116,6 +112,8 @@ def command_of(point: Row, arguments: argparse.Namespace) -> list[str]:
 
 def run(command: list[str], folder: Path) -> None:
     """One fine-tuning, in a worker; what it prints is in console.log of its folder. Raises RuntimeError if it fails."""
+    import lighttoken.pipeline  # noqa: F401  # before: loggers of its libraries keep the stream that they find
+
     folder.mkdir(parents=True, exist_ok=True)
     sys.argv = ["lighttoken.train", *command]
     os.environ.pop("HYDRA_FULL_ERROR", None)  # set by the run before
@@ -246,9 +244,10 @@ def main() -> None:
     parser.add_argument("--trainable", default="frozen", help="of compressed embeddings")
     parser.add_argument("--distill", action="store_true", help="each compressed run a second time, with a teacher")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--output", default="outputs/evidence", help="run folders")
+    parser.add_argument("--output", help="run folders; in outputs/, by the name of the folder, if not given")
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of every run")
     arguments = parser.parse_args()
+    arguments.output = arguments.output or f"outputs/{arguments.folder.resolve().name}"
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "records.csv"
     rows: dict[tuple[str, ...], Row] = {}
