@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from lighttoken.artifact import CompressedTable, load_table
     from lighttoken.backbone import swap_embedding
     from lighttoken.codec import compress_table, compress_to_quality
+    from lighttoken.compression import measure_importance
     from lighttoken.embedding import CompressedEmbedding
     from lighttoken.errors import LighttokenError
-    from lighttoken.pipeline import measure_importance
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOMES = {
     "compress_table": "lighttoken.codec",
     "compress_to_quality": "lighttoken.codec",
     "load_table": "lighttoken.artifact",
-    "measure_importance": "lighttoken.pipeline",
+    "measure_importance": "lighttoken.compression",
     "swap_embedding": "lighttoken.backbone",
 }
 

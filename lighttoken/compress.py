@@ -5,7 +5,7 @@ from lighttoken.configs import door
 
 def main() -> None:
     """Entry point."""
-    from lighttoken.pipeline import compress
+    from lighttoken.compression import compress
 
     door("compress", compress)
 

@@ -4,17 +4,13 @@ import hashlib
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lightning as L
 import torch
-import transformers
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -22,13 +18,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from lighttoken import __version__
 from lighttoken.artifact import (
-    FORMAT_VERSION,
-    METADATA_FILE,
     CompressedTable,
-    hash_table,
-    load_table,
     make_directory,
 )
 from lighttoken.backbone import (
@@ -42,15 +33,13 @@ from lighttoken.backbone import (
     reduce_precision,
     swap_embedding,
 )
-from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
-from lighttoken.codec.lighttoken import LightToken, resolve_device
-from lighttoken.codec.metric import backbone_metric
-from lighttoken.codec.weighting import special_tokens
+from lighttoken.codec import Codec, Uncompressed
+from lighttoken.compression import make_artifact, quiet_libraries
 from lighttoken.dashboard.wandb_run import close_run, open_run, staging_in
 from lighttoken.errors import LighttokenError
 from lighttoken.measure import common_frequencies, measure_artifact, measure_table
 from lighttoken.records import Record, asked_for, find_reference, make_paths_absolute
-from lighttoken.screen import print_closing_table, print_plan, print_rows, size
+from lighttoken.screen import print_closing_table
 from lighttoken.tasks.data import TaskData
 
 log = logging.getLogger(__name__)
@@ -58,32 +47,15 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FILE = "last.ckpt"
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
-# What the libraries say on every run, about things that are meant to be as they are.
-NOISE = (
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    "Experiment logs directory .* exists and is not empty.*",
-    ".*does not have many workers.*",
-    ".*will save all targets and predictions in the buffer.*",
-)
-
 
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, put it in, fine-tune, evaluate, write the record; prints the closing table."""
     quiet_libraries(config.progress)
     torch.set_float32_matmul_precision("highest")  # for the codec, whatever a job before this one has left
     make_paths_absolute(config)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
-    record = Record(
-        directory=Path(HydraConfig.get().runtime.output_dir),
-        config=plain,
-        model=backbone.label,
-        task=config.task.name,
-        codec=codec.name,
-        seed=config.seed,
-        ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
-    )
+    record = new_record(config, backbone, codec)
     with record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
@@ -97,11 +69,7 @@ def train(config: DictConfig) -> Record:
         with record.phase("compress"):
             compressed: CompressedTable | None = None
             if not isinstance(codec, Uncompressed):
-                compressed, directory, record.artifact_reused = make_artifact(
-                    table, backbone, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
-                )
-                record.artifact, record.artifact_bytes = str(directory), compressed.nbytes
-                swap_embedding(model, compressed)
+                compressed = put_in(config, model, table, backbone, codec, record, loggers)
             record.ratio = record.table_bytes / record.artifact_bytes
             sizes = {"table/ratio": record.ratio, "table/bytes": float(record.artifact_bytes)}
             for logger in loggers:
@@ -137,6 +105,20 @@ def train(config: DictConfig) -> Record:
     return record
 
 
+def new_record(config: DictConfig, backbone: Backbone, codec: Codec | Uncompressed) -> Record:
+    """What is known of a run before it starts."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return Record(
+        directory=Path(HydraConfig.get().runtime.output_dir),
+        config=plain,
+        model=backbone.label,
+        task=config.task.name,
+        codec=codec.name,
+        seed=config.seed,
+        ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
+    )
+
+
 def load_data(config: DictConfig, backbone: Backbone) -> TaskData:
     """The task's rows, tokenised. Raises LighttokenError if there is none to answer and `predict` asks for answers."""
     data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer())
@@ -156,6 +138,24 @@ def load_models(
     if config.init_from:
         load_body(model, Path(config.init_from))
     return model, load_teacher(model, Path(config.distill)) if config.distill else None
+
+
+def put_in(
+    config: DictConfig,
+    model: PreTrainedModel,
+    table: torch.Tensor,
+    backbone: Backbone,
+    codec: Codec,
+    record: Record,
+    loggers: list[Logger],
+) -> CompressedTable:
+    """The compressed table, made or read, in the place of the dense one."""
+    compressed, directory, record.artifact_reused = make_artifact(
+        table, backbone, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
+    )
+    record.artifact, record.artifact_bytes = str(directory), compressed.nbytes
+    swap_embedding(model, compressed)
+    return compressed
 
 
 def fine_tune(
@@ -237,132 +237,6 @@ def resume_folder(config: DictConfig) -> Path:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     key = hashlib.sha256(json.dumps(asked_for(plain), sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_dir) / "resume" / key
-
-
-def compress(config: DictConfig) -> CompressedTable:
-    """Compress the table of a backbone and write the artifact, or a checkpoint of the model with it in."""
-    quiet_libraries(config.progress)
-    backbone: Backbone = instantiate(config.model)
-    codec: Codec | Uncompressed = instantiate(config.codec)
-    if isinstance(codec, Uncompressed):
-        raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
-    output = Path(config.output)
-    for file, held in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
-        if (output / file).exists() and not config.overwrite:
-            raise LighttokenError(f"output={output} holds {held} already; choose another folder or add overwrite=true")
-    make_directory(output)  # before the work, not after it
-    table = backbone.table()
-    weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
-    settings: dict[str, Any] = {
-        "weights": weights,
-        "metric": metric,
-        "importance": codec.importance_settings(),
-        "seed": config.seed,
-        "progress": config.progress,
-    }
-    if config.quality is None:
-        asked, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
-    else:
-        asked = f"{config.measure} {config.quality:g}"
-        compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
-    rows = [("model", backbone.label)]
-    if config.checkpoint:
-        before, after = backbone.save_checkpoint(compressed, output, config.tie)
-        rows.append(("weights", f"{size(before)} -> {size(after)}"))
-    else:
-        compressed.save(output)
-    rows += [
-        ("ratio", f"{compressed.ratio:.2f}"),
-        ("table", f"{size(compressed.shape[0] * compressed.shape[1] * 4)} -> {size(compressed.nbytes)}"),
-        *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
-        ("checkpoint" if config.checkpoint else "artifact", str(output)),
-    ]
-    print_rows(f"{codec.name}, asked for {asked}", rows)
-    print_plan(compressed)
-    return compressed
-
-
-def quiet_libraries(progress: bool) -> None:
-    """Keep what the libraries say on every run out of the terminal, and their progress bars if none are wanted."""
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    if not progress:
-        datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
-
-
-def make_artifact(
-    table: torch.Tensor,
-    backbone: Backbone,
-    codec: Codec,
-    ratio: float,
-    seed: int,
-    output_dir: str,
-    progress: bool,
-    loggers: list[Logger],
-) -> tuple[CompressedTable, Path, bool]:
-    """The compressed table for these inputs and its artifact: read if it was made before, else made and saved.
-
-    The last of the three returned is whether it was there before.
-    """
-    inputs = [
-        FORMAT_VERSION,
-        __version__,
-        hash_table(table),
-        codec.name,
-        codec.settings(),
-        codec.importance_settings(),
-        backbone.source(),  # weights and metric come from the tokenizer and the model, not from the table alone
-        float(ratio),
-        seed,
-        str(torch.__version__),
-    ]
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    directory = Path(output_dir) / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
-    locks = Path(output_dir) / "locks"
-    make_directory(locks)
-    # Of jobs that need it at once, one makes it; the lock is freed if that one dies.
-    with FileLock(locks / f"{directory.name}.lock"):
-        if directory.is_dir():
-            try:
-                compressed = load_table(directory)
-                log.info("reusing the artifact %s", directory)
-                return compressed, directory, True
-            except LighttokenError as error:
-                log.warning("making the artifact again: %s", error)
-        weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
-        told = codec.importance_settings()
-        compressed = compress_table(
-            table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
-        )
-        compressed.save(directory)
-        return compressed, directory, False
-
-
-def measure_importance(
-    backbone: Backbone, codec: Codec, rows: int, seed: int = 0, progress: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Row weights (V,) and error metric (d, d), or None, as the codec's `prior` and `metric` ask for them."""
-    asks_backbone = isinstance(codec, LightToken) and codec.metric == "backbone"
-    tokenizer = backbone.tokenizer(padding=False) if asks_backbone or codec.prior in ("wordfreq", "corpus") else None
-    frequencies = codec.frequencies(tokenizer, rows)
-    metric = None
-    if asks_backbone:
-        assert isinstance(codec, LightToken)
-        encoder = backbone.encoder()
-        torch.nn.Module.to(encoder, resolve_device(codec.device))
-        metric = backbone_metric(
-            encoder,
-            find_embedding(encoder),
-            frequencies,
-            special_tokens(tokenizer),
-            sequences=codec.metric_sequences,
-            damping=codec.metric_damping,
-            seed=seed,
-            progress=progress,
-        )
-    return codec.row_weights(frequencies), metric
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def comparison(group: Iterable[Point]) -> list[str]:
             continue
         above = []
         for rival in rivals:
-            gains = [_by_seed(rival)[seed] - score for seed, score in _by_seed(ours).items() if seed in _by_seed(rival)]
+            theirs = _by_seed(rival)
+            gains = [theirs[seed] - score for seed, score in _by_seed(ours).items() if seed in theirs]
             if gains and fmean(gains) > 0:
                 above.append(f"{rival.runs[0].label} by {fmean(gains):.4f} (n={len(gains)})")
         told = ", ".join(above) or "none of the others does"
