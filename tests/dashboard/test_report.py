@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lighttoken.dashboard.charts import score_chart
+from lighttoken.dashboard.figures import draw
+from lighttoken.dashboard.gather import gather, points
 from lighttoken.report import report, serve
 from tests.dashboard.conftest import read_data, write_run
 
@@ -150,3 +153,13 @@ def test_the_page_is_written_again_while_it_is_watched(run_folder, tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_titles_of_neighbouring_panels_do_not_touch(tmp_path):
+    for i in range(2):
+        told = {"data_dir": f"/a/long/path/to/where/the/data/of/this/task/was/put/{i}", "batch_size": 16 + i}
+        write_run(tmp_path, "cola", "svd", config={"task": told})
+    figure = draw(score_chart(points(gather([tmp_path]))))
+    figure.draw_without_rendering()
+    left, right = (axes.title.get_window_extent() for axes in figure.axes)
+    assert left.x1 < right.x0
