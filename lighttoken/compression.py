@@ -28,7 +28,7 @@ from lighttoken.backbone import (
     Backbone,
     find_embedding,
 )
-from lighttoken.codec import Codec, Uncompressed, compress_table, compress_to_quality
+from lighttoken.codec import Codec, Uncompressed, check_quality, compress_table, compress_to_quality
 from lighttoken.codec.lighttoken import LightToken, resolve_device
 from lighttoken.codec.metric import backbone_metric
 from lighttoken.codec.weighting import special_tokens
@@ -53,11 +53,13 @@ def compress(config: DictConfig) -> CompressedTable:
     codec: Codec | Uncompressed = instantiate(config.codec)
     if isinstance(codec, Uncompressed):
         raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
+    if config.quality is not None:
+        check_quality(config.measure, config.quality)  # before the work, not after it
     output = Path(config.output)
     for file, held in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
         if (output / file).exists() and not config.overwrite:
             raise LighttokenError(f"output={output} holds {held} already; choose another folder or add overwrite=true")
-    make_directory(output)  # before the work, not after it
+    make_directory(output)
     table = backbone.table()
     weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
     settings: dict[str, Any] = {

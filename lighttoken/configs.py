@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import inspect
+import logging
 import netrc
 import os
 import re
@@ -27,6 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lighttoken.errors import LighttokenError
 from lighttoken.sweep import run_here
+
+log = logging.getLogger(__name__)
 
 CANNOT_WRITE = {
     errno.ENOSPC: "free space there or set another output folder",
@@ -99,6 +102,8 @@ def register() -> None:
     store.store(name="compress_schema", node=Compress)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_is_offline, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
+    OmegaConf.register_new_resolver("choices", _choices, replace=True)
+    OmegaConf.register_new_resolver("config_dir", config_dir, replace=True)
 
 
 def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
@@ -123,6 +128,9 @@ def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
 
     def checked(config: DictConfig) -> Any:
         check(config)
+        told = [each for each in HydraConfig.get().overrides.task if re.match(r"\+*schedule\b", each)]
+        if told and "${schedule" not in OmegaConf.to_yaml(config.codec):
+            log.warning("%s changes nothing with codec=%s", " ".join(told), config.codec.name)
         return run(config)
 
     @functools.wraps(run)
@@ -150,16 +158,10 @@ def one_line(error: BaseException, config_name: str) -> str | None:
         return None
     if str(error).startswith("Could not override 'experiment'"):
         return "an experiment is added, not overridden: write +experiment=NAME"
-    if match := re.match(r"Could not override '([\w.]+)'", str(error)):
-        with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
-            config = hydra.compose(config_name)
-        group, _, key = match[1].rpartition(".")
-        node = OmegaConf.select(config, group) if group else None
-        if node and "_target_" in node and key in _parameters(hydra.utils.get_object(node["_target_"]))[0]:
-            return f"{match[1]} is not set so far and is added, not overridden: write +{match[1]}=VALUE"
-        known = [path for path in _paths(OmegaConf.to_container(config)) if not path.endswith("_")]
-        close = difflib.get_close_matches(match[1], known, n=1)
-        return f"unknown key {match[1]}; " + (f"did you mean {close[0]}?" if close else "--cfg job shows them all")
+    if match := re.match(r"Could not override '([^']+)'", str(error)):
+        return _unknown_key(match[1], config_name)
+    if match := re.match(r"Ambiguous value for argument '([^']+)'", str(error)):
+        return f"{match[1]} is a list of values; add -m to run one after another"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wrong = (error.missing_cfg_file or "").rpartition("/")
         return f"unknown {group} {wrong!r}; choose one of {', '.join(error.options)}"
@@ -167,10 +169,31 @@ def one_line(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         lines += [line.strip() for line in str(error.__cause__).splitlines()]
     text = " ".join(lines)
+    if match := re.search(r"Error merging override (\S+)=null.* is not Optional", text):
+        return f"{match[1]} is null; it needs a value"
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+).*full_key: (\S+)", text):
         return f"{match[3]} is {match[1]!r}; it must be of type {match[2]}"
     kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(kept))
+
+
+def _unknown_key(path: str, config_name: str) -> str:
+    """What is said of an override of a key that is not there: the key that was probably meant, in the same group."""
+    groups = [each for each in sys.argv[1:] if (Path(config_dir()) / each.lstrip("+").partition("=")[0]).is_dir()]
+    with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+        try:
+            config = hydra.compose(config_name, groups)
+        except HydraException:  # a sweep over a group
+            config = hydra.compose(config_name)
+    group, _, key = path.rpartition(".")
+    node = OmegaConf.select(config, group) if group else config
+    if not isinstance(node, DictConfig):
+        known = [each for each in _paths(OmegaConf.to_container(config)) if not each.endswith("_")]
+        close = difflib.get_close_matches(path, known, n=1)
+        return f"unknown key {path}; " + (f"did you mean {close[0]}?" if close else "--cfg job shows them all")
+    if "_target_" in node and key in _parameters(hydra.utils.get_object(node["_target_"]))[0]:
+        return f"{path} is not set so far and is added, not overridden: write +{path}=VALUE"
+    return f"unknown key {path}; {_cure(f'{group}.' if group else '', key, {str(each) for each in node})}"
 
 
 def check(config: DictConfig) -> None:
@@ -180,6 +203,9 @@ def check(config: DictConfig) -> None:
         raise LighttokenError(f"missing {', '.join(missing)}; add {missing[0]}=VALUE to the command")
     if "seed" in config and config.seed < 0:
         raise LighttokenError(f"seed is {config.seed}; it must be 0 or above")
+    compresses = "codec" in config and config.codec.get("name") != "none"
+    if compresses and "ratio" in config and not config.ratio > 1:
+        raise LighttokenError(f"ratio is {config.ratio:g}; it must be above 1, for example ratio=25")
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     schema = OmegaConf.get_type(config)
@@ -246,9 +272,13 @@ def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, An
 def _check_keys(path: str, keys: set[str], known: set[str]) -> None:
     for key in sorted(keys - known):
         prefix = f"{path}." if path else ""
-        close = difflib.get_close_matches(key, known, n=1)
-        cure = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-        raise LighttokenError(f"unknown key {prefix}{key}; {cure}")
+        raise LighttokenError(f"unknown key {prefix}{key}; {_cure(prefix, key, known)}")
+
+
+def _cure(prefix: str, key: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    listed = ", ".join(sorted(each for each in known if not each.startswith("_")))
+    return f"did you mean {prefix}{close[0]}?" if close else f"known: {listed}"
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -270,7 +300,17 @@ def _fits(value: Any, hint: Any) -> bool:
 def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_in_words, typing.get_args(hint))))
+    if hint is types.NoneType:
+        return "null"
     return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
+
+
+def _choices(*groups: str) -> str:
+    """What there is to choose from in groups of configs, a line for each."""
+    found = {group: sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml")) for group in groups}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in found.items())
 
 
 def _sweep_name() -> str | None:

@@ -31,8 +31,9 @@ def main() -> None:
 def inspect(folder: Path, source: str | None = None) -> bool:
     """Print what is in a folder; whether its table is what it says it is, with a source to tell by."""
     from lighttoken.artifact import METADATA_FILE, load_table
-    from lighttoken.screen import print_plan, print_rows, size
+    from lighttoken.screen import print_plan, print_rows, quiet_imports, size
 
+    quiet_imports()
     is_checkpoint = not (folder / METADATA_FILE).exists() and (folder / "config.json").exists()
     if is_checkpoint:
         from lighttoken.loading import read_checkpoint

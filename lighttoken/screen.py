@@ -1,5 +1,6 @@
 """What the commands print: tables of a run, of an artifact, of its bytes."""
 
+import logging
 from typing import Any
 
 from rich.console import Console
@@ -8,6 +9,12 @@ from rich.table import Table
 from lighttoken.artifact import CompressedTable
 from lighttoken.measure import bytes_by_part
 from lighttoken.records import Record, is_reference
+
+
+def quiet_imports() -> None:
+    """Keep out of the terminal what torchao says when transformers looks whether it is there. Before that import."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:

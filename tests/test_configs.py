@@ -121,7 +121,7 @@ def test_compress_composes():
         (["+task.max_lenght=3"], "unknown key task.max_lenght; did you mean task.max_length?"),
         (["+logger.wandb.offlin=true"], None),  # WandbLogger passes what it does not know on to wandb.init
         (["finetune.learning_rate=fast"], "finetune.learning_rate is 'fast'; it must be of type float"),
-        (["trainer.max_epochs=1.5"], "trainer.max_epochs is 1.5; it must be of type typing.Optional[int]"),
+        (["trainer.max_epochs=1.5"], "trainer.max_epochs is 1.5; it must be of type int or null"),
         (
             ["codec=lighttoken_paper", "codec.matrix_precision=int3"],
             "codec.matrix_precision is 'int3'; it must be one of float32, float16, int8, int4",
@@ -132,7 +132,7 @@ def test_compress_composes():
             "task._target_=lighttoken.Nothing cannot be imported; check its spelling",
         ),
         (["task.batch_size=null"], "task.batch_size is None; it must be of type int"),
-        (["codec=svd", "codec.rank=true"], "codec.rank is True; it must be of type int | None"),
+        (["codec=svd", "codec.rank=true"], "codec.rank is True; it must be of type int or null"),
     ],
 )
 def test_keys_and_types_are_checked_against_the_classes(overrides, message):
@@ -183,7 +183,15 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
         (["logger=null"], "a config group takes a name, not null; logger=none is there for no logger"),
         (["task.batch_size=0", "logger=none"], "task.batch_size is 0; it must be 1 or above"),
         (["seed=-1"], "seed is -1; it must be 0 or above"),
-        (["zzz=3"], "unknown key zzz; --cfg job shows them all"),
+        (["zzz.a=3"], "unknown key zzz.a; --cfg job shows them all"),
+        (["task=cola", "task.data_dri=x"], "unknown key task.data_dri; did you mean task.data_dir?"),
+        (["+experiment=glue_sst2", "task.data-dir=x"], "unknown key task.data-dir; did you mean task.data_dir?"),
+        (["task=cola,sst2", "task.batchsize=1", "-m"], "unknown key task.batchsize; did you mean task.batch_size?"),
+        (["codec=none", "codec.rank=3"], "unknown key codec.rank; known: name"),
+        (["codec=none,svd"], "codec=none,svd is a list of values; add -m to run one after another"),
+        (["ratio=null"], "ratio is null; it needs a value"),
+        (["ratio=1"], "ratio is 1; it must be above 1, for example ratio=25"),
+        (["codec.corpus=x"], "corpus=x is not read with prior=wordfreq; set prior=corpus too"),
         (["ratio=abc"], "ratio is 'abc'; it must be of type Float"),
         (["seed=1.5"], "seed is '1.5'; it must be of type Integer"),
     ],
@@ -192,6 +200,20 @@ def test_a_wrong_command_gets_one_line(command, arguments, message):
     code, _, err = command("train", *arguments)
     assert (code, err.splitlines()[-1]) == (2, f"error: {message}")
     assert len([line for line in err.splitlines() if "error" in line.lower()]) == 1
+
+
+def test_choices_and_types_are_told_in_words(command):
+    code, _, err = command("train", "trainer.precision=foo", "logger=none")
+    assert code == 2
+    assert "must be one of 64, 32, 16" in err
+    assert "typing" not in err
+
+
+def test_a_schedule_that_changes_nothing_is_told(command):
+    _, out, _ = command("train", "schedule=cosine", "task.batch_size=0", "logger=none")
+    assert "schedule=cosine changes nothing with codec=lighttoken" in out
+    _, out, _ = command("train", "codec=lighttoken_paper", "schedule=cosine", "task.batch_size=0", "logger=none")
+    assert "changes nothing" not in out
 
 
 def test_a_defect_keeps_its_traceback(command, monkeypatch):
@@ -215,8 +237,9 @@ def test_full_errors_on_demand(command, monkeypatch):
 def test_help_lists_the_groups_and_the_values(command):
     code, out, _ = command("train", "--help")
     assert code == 0
-    for word in (f"codec: {', '.join(names('codec'))}", "ratio: 25", "finetune:"):
+    for word in (f"codec: {', '.join(names('codec'))}", "ratio: 25", "finetune:", "+experiment=glue_sst2", str(CONF)):
         assert word in out
+    assert "task: " not in command("compress", "--help")[1]  # what it has no use for
 
 
 def test_wandb_is_offline_unless_there_is_a_key(monkeypatch, tmp_path):

@@ -144,10 +144,7 @@ def compress_to_quality(
     passed on to `compress_table`. Raises LighttokenError for an unknown measure and a bound that no ratio from 1.5 on
     keeps.
     """
-    if measure not in MEASURES:
-        raise LighttokenError(f"unknown measure {measure!r}; choose one of {', '.join(MEASURES)}")
-    if not 0 < bound < 1:
-        raise LighttokenError(f"quality {bound:g} is not between 0 and 1, where {measure} lies")
+    check_quality(measure, bound)
 
     def error(compressed: CompressedTable) -> float:  # falls with the bytes, whatever the measure
         value = float(compressed.summary[measure])
@@ -184,6 +181,14 @@ def compress_to_quality(
         ratio = _between(low, high, wanted)
     assert best is not None
     return best
+
+
+def check_quality(measure: str, bound: float) -> None:
+    """Raise LighttokenError for an unknown measure and a bound where it cannot lie."""
+    if measure not in MEASURES:
+        raise LighttokenError(f"unknown measure {measure!r}; choose one of {', '.join(MEASURES)}")
+    if not 0 < bound < 1:
+        raise LighttokenError(f"quality {bound:g} is not between 0 and 1, where {measure} lies; choose one that is")
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], wanted: float) -> float:

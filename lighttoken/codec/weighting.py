@@ -54,6 +54,8 @@ class Prior:
             raise LighttokenError(
                 f"prior=corpus counts tokens in a file and corpus={self.corpus} is none; set corpus=FILE"
             )
+        if self.corpus and self.prior != "corpus":
+            raise LighttokenError(f"corpus={self.corpus} is not read with prior={self.prior}; set prior=corpus too")
 
     def prior_settings(self) -> dict[str, Any]:
         """What the prior was told, as plain JSON values; of a corpus, the file's name and hash."""

@@ -182,3 +182,13 @@ def position(text: str) -> float:
 
 def _sizes(splits: DatasetDict) -> str:
     return ", ".join(f"{name} ({len(rows)} rows)" for name, rows in splits.items()) or "no split at all"
+
+
+def missing_split(folder: Path, split: str) -> LighttokenError:
+    """What is wrong with a folder of data that has no file of a split."""
+    if not folder.is_dir():
+        return LighttokenError(f"task.data_dir={folder} is no folder; it needs {split}.parquet, among others")
+    present = ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or "nothing there"
+    return LighttokenError(
+        f"task.data_dir={folder} has no split {split!r}: {split}.parquet is missing; found {present}"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 from datasets import Dataset, DatasetDict, load_dataset
 
-from lighttoken.errors import LighttokenError
+from lighttoken.tasks.data import missing_split
 from lighttoken.tasks.sentences import SentenceData
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
@@ -57,11 +57,7 @@ class Glue(SentenceData):
             if found:
                 files[split] = found[0]
             elif split not in self.submission:
-                present = sorted(path.name for path in folder.glob("*"))[:10]
-                raise LighttokenError(
-                    f"task.data_dir={folder} has no split {split!r}: {split}.parquet is missing; "
-                    f"found {', '.join(present) or 'nothing there'}"
-                )
+                raise missing_split(folder, split)
         return files
 
     def _read(self, file: Path) -> Dataset:

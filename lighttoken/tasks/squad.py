@@ -20,7 +20,7 @@ from lighttoken import __version__
 from lighttoken.artifact import write_atomically
 from lighttoken.backbone import Backbone
 from lighttoken.errors import LighttokenError
-from lighttoken.tasks.data import TaskData
+from lighttoken.tasks.data import TaskData, missing_split
 
 COLUMNS = ("id", "question", "context", "answers")
 
@@ -78,11 +78,7 @@ class Squad(TaskData):
             files = [folder / f"{split}.parquet", folder / f"{split}.json", folder / f"{original}.json"]
             file = next((file for file in files if file.is_file()), None)
             if file is None:
-                present = sorted(path.name for path in folder.glob("*"))[:10]
-                raise LighttokenError(
-                    f"task.data_dir={folder} has no split {split!r}: {split}.parquet is missing; "
-                    f"found {', '.join(present) or 'nothing there'}"
-                )
+                raise missing_split(folder, split)
             splits[split] = self.get(partial(_read, file), file, "it must be parquet or JSON in SQuAD's own layout")
         return DatasetDict(splits)
 

@@ -107,6 +107,8 @@ def test_a_missing_split_names_the_folder_and_what_is_there(tokenizer, sst2):
         LighttokenError, match=r"no split 'validation': validation.parquet is missing; found other.parquet"
     ):
         glue(tokenizer, sst2).prepare_data()
+    with pytest.raises(LighttokenError, match=r"task.data_dir=\S+nowhere is no folder; it needs train.parquet"):
+        glue(tokenizer, sst2 / "nowhere").prepare_data()
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tokenizer, sst2):
