@@ -141,13 +141,16 @@ class CompressedTable:
         flat = ids.reshape(-1).cpu()
         if flat.numel() and (flat.is_floating_point() or flat.dtype == torch.bool):
             raise LighttokenError(f"ids are integers, got {flat.dtype}; convert them with .long()")
+        flat = flat.long()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.shape[0]:
             raise LighttokenError(
                 f"ids from {int(flat.min())} to {int(flat.max())} asked of a table with ids 0 to {self.shape[0] - 1}"
             )
-        rows, tensors = torch.empty(flat.numel(), self.shape[1]), self.tensors | self.index
-        for chunk, ids_of_chunk in zip(rows.split(ROWS_PER_CHUNK), flat.long().split(ROWS_PER_CHUNK), strict=True):
-            chunk.copy_(decode_rows(ids_of_chunk, tensors, self.shape[1]))
+        rows = torch.empty(flat.numel(), self.shape[1], dtype=torch.float32)
+        tensors = {name: tensor.cpu() for name, tensor in (self.tensors | self.index).items()}
+        with torch.autocast("cpu", enabled=False):
+            for chunk, ids_of_chunk in zip(rows.split(ROWS_PER_CHUNK), flat.split(ROWS_PER_CHUNK), strict=True):
+                chunk.copy_(decode_rows(ids_of_chunk, tensors, self.shape[1]))
         return rows.view(*ids.shape, self.shape[1]).to(ids.device)
 
     def check(self) -> None:

@@ -63,11 +63,11 @@ class CompressedEmbedding(nn.Module):
         self._prepared = False
         self._index: tuple[str, ...] = ()
         self.prepare()
-        self.register_load_state_dict_post_hook(lambda module, _: module.prepare())
+        self.register_load_state_dict_post_hook(_prepare)
 
     def prepare(self) -> None:
         """Make what follows from the stored tensors; to be called when they have been filled in."""
-        self._view_stored()
+        self._stored = self._views()
         if self.codes.is_meta:
             return
         table = self.compressed_table()
@@ -102,7 +102,7 @@ class CompressedEmbedding(nn.Module):
             self.set_mode("packed")
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Rows (*ids.shape, d) of ids of any shape."""
+        """Rows (*ids.shape, d) of ids of any shape. Raises IndexError for ids that the table does not have."""
         scale = self.like.new_tensor(self.scale) if self.round_scale else self.scale
         if self.table is not None:
             return nn.functional.embedding(ids, self.table) * scale
@@ -110,6 +110,12 @@ class CompressedEmbedding(nn.Module):
             unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         else:
             unique, positions = ids.unique(return_inverse=True)
+            # Sorted. Beyond the last row, codes would be read that are none, and look like a row.
+            if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.num_embeddings:
+                raise IndexError(
+                    f"ids from {int(unique[0])} to {int(unique[-1])} asked of a table with ids 0 to "
+                    f"{self.num_embeddings - 1}; new tokens are added before the table is compressed"
+                )
         rows = self._rows(unique)
         if self.padding_idx is not None:
             rows = torch.where((unique == self.padding_idx).unsqueeze(1), rows.detach(), rows)
@@ -159,18 +165,21 @@ class CompressedEmbedding(nn.Module):
         with torch.autocast(ids.device.type, enabled=False):
             return decode_rows(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
 
-    def _view_stored(self) -> None:
-        # Not in the forward pass: ONNX has no operator for a view of another type.
-        self._stored = {name: getattr(self, buffer_name(name)).view(dtype) for name, dtype in self._dtypes.items()}
+    def _views(self) -> dict[str, Tensor]:
+        return {name: getattr(self, buffer_name(name)).view(dtype) for name, dtype in self._dtypes.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedEmbedding":
+        masters = {name: master.data for name, master in self.trained.items()}
         super()._apply(fn, recurse)
-        self._view_stored()
+        for name, master in self.trained.items():  # a model's .half() does not round what is trained
+            master.data = masters[name].to(master.device)
+        self._stored = self._views()
         return self
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""
-        tensors = dict(self._stored)
+        # Views that were made before, for export: ONNX has no operator for a view of another type.
+        tensors = dict(self._stored) if torch.compiler.is_compiling() else self._views()
         index = {name: getattr(self, buffer_name(name)) for name in self._index}
         for name, master in self.trained.items():
             rounded = dequantize(*self._round(name, tensors), master.shape[-1]).view_as(master)
@@ -186,7 +195,7 @@ class CompressedEmbedding(nn.Module):
 
     def compressed_table(self) -> CompressedTable:
         """The compressed table as it is now, fine-tuned or not: the same bytes on disk as before."""
-        stored = dict(self._stored)
+        stored = self._views()
         for name in self.trained:
             stored[name] = self._round(name, stored)[0].view_as(stored[name])
         return replace(self._description, tensors=stored)
@@ -269,6 +278,10 @@ def set_trainable(embedding: nn.Module, trainable: Trainable) -> None:
         embedding.set_trainable(names[trainable])
     else:
         embedding.requires_grad_(trainable != "frozen")
+
+
+def _prepare(module: CompressedEmbedding, _: object) -> None:  # not a lambda: a model can then be pickled
+    module.prepare()
 
 
 def _as_integers(tensor: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 import copy
+import pickle
 from functools import partial
 
 import lightning as L
@@ -206,3 +207,41 @@ def test_it_compiles_and_gives_the_same_rows(trellis):
     embedding, ids = CompressedEmbedding(trellis), torch.tensor([[3, 7], [3, 900]])
     compiled = torch.compile(embedding, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids), embedding(ids))
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_ids_that_the_table_does_not_have_are_refused_as_a_dense_embedding_refuses_them(request, codec):
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    for wrong in (-1, 1200, 1203):  # behind the last row there are codes to fill its block, and they decode to something
+        with pytest.raises(IndexError, match=r"of a table with ids 0 to 1199"):
+            embedding(torch.tensor([3, wrong]))
+    assert embedding(torch.empty(0, dtype=torch.long)).shape == (0, 32)
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_it_can_be_pickled_as_processes_that_share_a_model_do(request, codec):
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    ids = torch.arange(1200)
+    assert torch.equal(pickle.loads(pickle.dumps(embedding))(ids), embedding(ids))
+
+
+def test_a_forward_pass_reads_the_buffers_that_it_is_given(trellis):
+    embedding = CompressedEmbedding(trellis)
+    buffers = embedding.state_dict()
+    given = buffers | {"bias": torch.zeros_like(buffers["bias"])}
+    ids = torch.arange(5)
+    moved = embedding(ids) - torch.func.functional_call(embedding, given, (ids,))
+    torch.testing.assert_close(moved, trellis.matrix("bias").expand(5, -1))
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_a_smaller_precision_of_the_model_does_not_round_what_is_trained(request, codec):
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    set_trainable(embedding, "decoder")
+    with torch.no_grad():
+        for master in embedding.trained.values():
+            master.mul_(1 + 0.1 * torch.rand_like(master))
+    before = embedding.compressed_table().tensors
+    after = embedding.bfloat16().compressed_table().tensors
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert embedding(torch.arange(3)).dtype == torch.bfloat16

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from lighttoken.baselines.quantizer import Quantizer, float16_array, read_codes
+from lighttoken.errors import LighttokenError
 
 MAX_ENTRIES = 16_384  # of all codebooks together: beyond that the search takes hours
 
@@ -33,7 +34,14 @@ class RQ(Quantizer):
     def train(self, rows: np.ndarray, m: int, bits: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The codebooks, and the words of a beam search."""
         quantizer = self.quantizer(rows.shape[1], m, bits)
-        quantizer.train(rows)
+        try:
+            quantizer.train(rows)
+        except RuntimeError as error:  # a table with fewer rows than columns, among others
+            reason = str(error).strip().splitlines()[-1]
+            raise LighttokenError(
+                f"faiss cannot train codec={self.name} on {len(rows)} rows of {rows.shape[1]}: {reason}; "
+                "choose another codec"
+            ) from error
         codebooks = float16_array(quantizer.codebooks, m, 2**bits, rows.shape[1])
         return read_codes(quantizer.compute_codes(rows), m, bits), {"codebooks": codebooks}
 

@@ -2,7 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +71,19 @@ class Codec(Protocol):
     ) -> CompressedTable: ...
 
 
+@contextmanager
+def _plain_arithmetic() -> Iterator[None]:
+    """Float32 with gradients, whatever the code around has switched on or off."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@_plain_arithmetic()
 def compress_table(
     table: Tensor,
     codec: "str | Codec" = "lighttoken",
@@ -110,7 +124,7 @@ def compress_table(
         shape=(table.shape[0], table.shape[1]),
         tensors={},
         source_sha256=hash_table(table),
-        settings=codec.settings() | {"ratio": float(ratio), "seed": seed, "importance": dict(importance or told)},
+        settings=codec.settings() | {"ratio": float(ratio), "seed": int(seed), "importance": dict(importance or told)},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -152,14 +166,14 @@ def compress_to_quality(
 
     wanted = 1 - bound if measure == "cosine" else bound
     best, ratio = None, 25.0
+    failure = LighttokenError(f"no artifact keeps {measure} at {bound:g}; choose another quality")
     # Ratio and error: of the largest ratio seen to keep the bound, of the smallest seen not to.
     low, high = (1.5, 0.0), (math.inf, 1.0)
     for _ in range(12):
         try:
             compressed = compress_table(table, codec, ratio, progress=progress, **settings)
-        except LighttokenError:
-            if best is None and ratio <= low[0]:
-                raise
+        except LighttokenError as error:  # a ratio out of reach, or what no ratio cures
+            failure = error
             high = (ratio, 1.0)
             ratio = math.sqrt(low[0] * ratio)
             continue
@@ -179,7 +193,8 @@ def compress_to_quality(
         if high[0] < low[0] * (1 + tolerance):
             break
         ratio = _between(low, high, wanted)
-    assert best is not None
+    if best is None:
+        raise failure
     return best
 
 

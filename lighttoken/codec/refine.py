@@ -7,11 +7,13 @@ ROWS_PER_FIT = 2048  # rows that are widened to float32 at a time
 ROWS_PER_CHUNK = 2048  # rows whose correlations with all decoder rows fit into a cache
 
 
-def refit_decoder(features: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def refit_decoder(
+    features: Tensor, target: Tensor, weights: Tensor, ridge: float = 1e-6
+) -> tuple[Tensor, Tensor]:
     """Weighted least squares: matrix (m, d) and bias (d,) that bring features @ matrix + bias next to target (V, d).
 
     `features` (V, m) are bits, with the left factor of the low-rank part next to them or not, or coefficients. The
-    normal equations get a ridge of 1e-6 of their mean diagonal: a unit that fires for every row, or two that always
+    normal equations get a `ridge`, a share of their mean diagonal: a unit that fires for every row, or two that always
     agree, leave them singular, and the ridge then picks a small solution.
     """
     size = features.shape[1] + 1
@@ -22,7 +24,7 @@ def refit_decoder(features: Tensor, target: Tensor, weights: Tensor) -> tuple[Te
         weighted = (design * importance.unsqueeze(1)).T
         gram += (weighted @ design).cpu()
         moment += (weighted @ rows).cpu()
-    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
     solution = torch.linalg.solve(gram, moment).to(target)
     return solution[:-1], solution[-1]
 

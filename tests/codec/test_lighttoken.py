@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,3 +195,37 @@ def test_a_quality_that_cannot_be_kept_is_named(table):
     ):
         with pytest.raises(LighttokenError, match=message):
             compress_to_quality(table, SMALL, progress=False, **settings)
+
+
+@pytest.mark.parametrize("ratio", [4.0, 8.0])
+def test_repeated_rows_do_not_make_a_decoder_that_its_rounding_ruins(ratio):
+    repeated = torch.randn(10, 33).repeat(34, 1)[:333] * 0.05
+    constant = torch.cat([torch.randn(1, 32).expand(380, 32), torch.randn(20, 32)])
+    for rows in (repeated, constant):
+        assert compress(rows, ratio).summary["nmse"] < 1e-3
+
+
+def test_what_no_ratio_cures_is_told_by_the_search_for_a_quality_too(table):
+    with pytest.raises(LighttokenError, match="unknown codec 'huffman'"):
+        compress_to_quality(table, "huffman", measure="nmse", bound=0.3)
+    with pytest.raises(LighttokenError, match="pass one per row"):
+        compress_to_quality(table, SMALL, measure="nmse", bound=0.3, weights=torch.ones(3), progress=False)
+
+
+@pytest.mark.parametrize("codec", [SMALL, "near_lossless_binary", "orientation_ae"])
+def test_the_state_of_the_code_around_makes_no_difference(table, codec):
+    rows = table[:400]
+    wanted = compress(rows, 4.0, codec)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = compress(rows, 4.0, codec, seed=np.int64(0))
+        assert torch.equal(found.decode(), wanted.decode())
+        assert torch.is_autocast_enabled("cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = compress(rows, 4.0, codec)
+        assert found.decode().dtype == torch.float32
+        assert torch.equal(found.decode(), wanted.decode())
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.decode(np.array([1, 2], dtype=np.uint16)), wanted.decode([1, 2]))
