@@ -4,9 +4,10 @@
         [--ratios 25 103] [--distill] [--workers 16] [--overrides model=bert_base recipe=bert]
 
 DIR holds a folder per task, named as in conf/task (`squad` too). Runs that records.csv has are not run again, so that a
-stopped grid continues with the same command. Overrides go to every run. Each of the workers is a process that takes one
-run after another; a GPU that one small model does not fill takes many. A run that fails ends no grid: it is named at
-the end, and the exit code is 1.
+stopped grid continues with the same command. Overrides go to every run, and are no part of what is compared there:
+another model or recipe has a folder of its own. Each run is a process, `--workers` of them at a time; a GPU that one
+small model does not fill takes many. A run that fails or is killed ends no grid: it is named at the end, and the exit
+code is 1.
 
 Every task has two references: `codec=none` with the embedding frozen, and with it trained. Retention is the mean score
 over that of the better reference on the same seeds; its standard error is that of paired ratios, sd(score - retention *
@@ -16,17 +17,13 @@ distillation does on its own. Writes records.csv and summary.md.
 """
 
 import argparse
-import contextlib
 import csv
 import json
 import math
-import multiprocessing
-import os
 import sys
-import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -34,9 +31,8 @@ from tqdm import tqdm
 
 from lighttoken.backbone import MODEL_FOLDER
 from lighttoken.records import RECORD_FILE, retention
-from lighttoken.sweep import CONSOLE_FILE
+from lighttoken.sweep import Job, close, quoted, run_process
 from lighttoken.tasks.average import task_score
-from lighttoken.train import main as train
 
 # Seeds and what shortens a task, so that two CPU cores are enough.
 TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -101,54 +97,40 @@ def command_of(point: Row, arguments: argparse.Namespace) -> list[str]:
     """What lighttoken.train is told."""
     task = point["task"]
     told = [f"+experiment={task if task == 'squad' else f'glue_{task}'}", f"codec={point['codec']}"]
-    told += [f"task.data_dir={Path(arguments.data).resolve() / task}", f"seed={point['seed']}", "logger=csv"]
-    told += [f"finetune.trainable={point['trainable']}", "progress=false", f"output_dir={arguments.output}"]
-    told += [f"hydra.run.dir={folder_of(point, arguments)}"]
+    told += [f"seed={point['seed']}", f"finetune.trainable={point['trainable']}", "logger=csv", "progress=false"]
+    paths = {"task.data_dir": Path(arguments.data).resolve() / task, "output_dir": arguments.output}
+    paths |= {"hydra.run.dir": folder_of(point, arguments)}
+    paths |= {"distill": folder_of(teacher_of(point), arguments)} if point["distill"] == "yes" else {}
+    told += [f"{key}={quoted(path)}" for key, path in paths.items()]
     told += [] if point["codec"] == "none" else [f"ratio={point['ratio']}"]
-    told += [f"distill={folder_of(teacher_of(point), arguments)}"] if point["distill"] == "yes" else []
     told += ["save_model=true"] if arguments.distill and point == teacher_of(point) else []
     return [*told, *TASKS.get(task, (1, ()))[1], *arguments.overrides]
 
 
-def run(command: list[str], folder: Path) -> None:
-    """One fine-tuning, in a worker; what it prints is in console.log of its folder. Raises RuntimeError if it fails."""
-    import lighttoken.pipeline  # noqa: F401  # before: loggers of its libraries keep the stream that they find
-
-    folder.mkdir(parents=True, exist_ok=True)
-    sys.argv = ["lighttoken.train", *command]
-    os.environ.pop("HYDRA_FULL_ERROR", None)  # set by the run before
-    path = folder / CONSOLE_FILE
-    with path.open("w") as console, contextlib.redirect_stdout(console), contextlib.redirect_stderr(console):
-        try:
-            train()
-            return
-        except SystemExit:  # its one line is in the console
-            pass
-        except Exception:  # of whatever type: not all of them survive the way to another process
-            traceback.print_exc()
-    raise RuntimeError(path.read_text().strip().splitlines()[-1])
+def run(point: Row, arguments: argparse.Namespace) -> str | None:
+    """One fine-tuning, in a process; what it prints is in console.log of its folder. Returns what went wrong, if so."""
+    folder = str(folder_of(point, arguments))
+    job = Job(0, [], folder, "done")
+    close(job, run_process([sys.executable, "-m", "lighttoken.train", *command_of(point, arguments)], folder))
+    return job.error
 
 
 def run_all(points: list[Row], arguments: argparse.Namespace, finish: Callable[[Row], None]) -> dict[str, str]:
     """Run points, each once its teacher is done, and `finish` each; returns the errors of those that failed."""
     left, errors = list(points), dict[str, str]()
-    running: dict[Future[None], Row] = {}
-    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with (
-        ProcessPoolExecutor(arguments.workers, mp_context=spawn) as pool,
-        tqdm(total=len(points), unit="run") as bar,
-    ):
+    running: dict[Future[str | None], Row] = {}
+    with ThreadPoolExecutor(arguments.workers) as pool, tqdm(total=len(points), unit="run") as bar:
         while True:
             ready = [each for each in left if each["distill"] == "no" or is_done(teacher_of(each), arguments)]
             for point in ready:
-                running[pool.submit(run, command_of(point, arguments), folder_of(point, arguments))] = point
+                running[pool.submit(run, point, arguments)] = point
             left = [each for each in left if each not in ready]
             if not running:
                 return errors | {" ".join(key(point)): "its teacher failed" for point in left}
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 point = running.pop(future)
-                if error := future.exception():
-                    errors[" ".join(key(point))] = str(error)
+                if error := future.result():
+                    errors[" ".join(key(point))] = error
                 else:
                     finish(point)
                 bar.set_postfix_str(" ".join(key(point)), refresh=False)

@@ -84,12 +84,13 @@ class ProcessLauncher(Launcher):
 
     def command(self, overrides: Sequence[str], folder: str) -> list[str]:
         """The command line of a job."""
+        from lighttoken.sweep import quoted
+
         hydra = self.config.hydra
         added = [each.path for each in hydra.runtime.config_sources if each.provider == "command-line"]
         told = [*(each for each in hydra.overrides.hydra if not each.startswith("hydra.mode=")), *overrides]
         for key, path in (("run", folder), ("sweep", str(Path(hydra.sweep.dir).absolute()))):
-            quoted = path.replace("'", "\\'")
-            told.append(f"hydra.{key}.dir='{quoted}'")
+            told.append(f"hydra.{key}.dir={quoted(path)}")
         flags = [f"--config-dir={path.removeprefix('file://')}" for path in added]
         return [sys.executable, "-m", "lighttoken.train", *flags, *told, "hydra.mode=RUN", "progress=false"]
 

@@ -40,6 +40,7 @@ from lighttoken.trellis import (
     unpack_tiers,
 )
 
+DAMAGES = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)  # what reading raises
 FORMAT_VERSION = 3
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
@@ -163,6 +164,9 @@ class CompressedTable:
         for name in needed:
             if name not in stored:
                 raise ValueError(f"no tensor {name!r}")
+        for name in ("decoder", "left", "right"):
+            if name in stored and not stored[name].is_floating_point() and f"{name}.scale" not in stored:
+                raise ValueError(f"no tensor '{name}.scale'")
         m = 0 if form else stored["decoder"].shape[0]
         shapes: dict[str, tuple[int, ...]] = {}
         for name, rows in (("decoder", m), ("right", self.rank), ("bias", 1)):
@@ -261,7 +265,7 @@ def load_table(directory: str | Path) -> CompressedTable:
         raise
     except OSError as error:
         raise LighttokenError(f"cannot read {error.filename}: {error.strerror}; check who may read it") from error
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except DAMAGES as error:
         raise LighttokenError(
             f"{metadata_path} is damaged or no lighttoken artifact ({type(error).__name__}: {error}); make it again"
         ) from error

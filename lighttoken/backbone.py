@@ -112,6 +112,10 @@ class Backbone:
         A sentence-transformers folder stays one. Returns the bytes of the weights before and after.
         """
         (name,) = self._load(AutoConfig).architectures or ["AutoModel"]
+        if not hasattr(transformers, name):
+            raise LighttokenError(
+                f"transformers has no {name}, which model={self.label} says it is; correct config.json"
+            )
         model = self._load_weights(getattr(transformers, name), dtype="auto")
         before = model.get_memory_footprint(return_buffers=False)
         swap_embedding(model, compressed, tie)
@@ -121,6 +125,11 @@ class Backbone:
                 if (source / file).is_file():
                     shutil.copy(source / file, directory)
             for module in json.loads((source / "modules.json").read_text()):
+                if not (source / module["path"]).resolve().is_relative_to(source.resolve()):
+                    raise LighttokenError(
+                        f"{source / 'modules.json'} names {module['path']!r}, which is outside its folder; "
+                        "use a checkpoint that you trust"
+                    )
                 if module["path"] and (source / module["path"]).is_dir():
                     shutil.copytree(source / module["path"], directory / module["path"], dirs_exist_ok=True)
         model.save_pretrained(directory)

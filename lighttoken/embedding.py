@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,15 @@ class CompressedEmbedding(nn.Module):
             master.data = masters[name].to(master.device)
         self._stored = self._views()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """From what a checkpoint keeps, too: codes under the name of the dense weight, and nothing that is trained."""
+        if f"{prefix}weight" in state_dict:
+            state_dict[f"{prefix}codes"] = state_dict.pop(f"{prefix}weight")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        stored = replace(self._description, tensors=self._views())
+        for name, master in self.trained.items():
+            state_dict.setdefault(f"{prefix}trained.{name}", stored.matrix(name).view_as(master))
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""

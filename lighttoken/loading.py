@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lighttoken.artifact import FORMAT_VERSION, CompressedTable, check_version
+from lighttoken.artifact import DAMAGES, FORMAT_VERSION, CompressedTable, check_version
 from lighttoken.embedding import CompressedEmbedding, Tie, buffer_name
 from lighttoken.errors import LighttokenError
 
@@ -119,6 +119,10 @@ class LighttokenQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_qat_trainable(self) -> bool:  # what transformers' Trainer asks besides
+        return True
+
+    @property
     def is_compileable(self) -> bool:
         return True
 
@@ -151,7 +155,7 @@ def read_checkpoint(directory: Path) -> CompressedTable:
         }
         compressed = replace(empty, tensors=tensors)
         compressed.check()
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, *DAMAGES) as error:
         raise LighttokenError(f"{directory} is damaged ({type(error).__name__}: {error}); make it again") from error
     return compressed
 

@@ -123,12 +123,15 @@ class Record:
 def read_records(root: Path) -> list[dict[str, Any]]:
     """All records under a folder, each with its `directory`; a file that is no record is left out."""
     records = []
-    for path in sorted(root.rglob(RECORD_FILE)):
+    # Unlike Path.rglob, os.walk goes on where another process removes a folder meanwhile.
+    for path in sorted(Path(folder, RECORD_FILE) for folder, _, files in os.walk(root) if RECORD_FILE in files):
         try:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(content, dict) and {"status", "codec", "config", "metrics", "started"} <= content.keys():
+        if not isinstance(content, dict) or not {"status", "codec", "config", "metrics", "started"} <= content.keys():
+            continue
+        if isinstance(content["config"], dict) and isinstance(content["config"].get("codec"), dict):
             records.append(content | {"directory": str(path.parent)})
     return records
 

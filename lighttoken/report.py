@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import threading
 import time
@@ -150,8 +151,8 @@ def _stamps(folders: Sequence[Path]) -> dict[Path, int]:
     """When each record and each file of curves was last written."""
     found: dict[Path, int] = {}
     for folder in folders:
-        for name in ("record.json", "metrics.csv"):
-            for path in folder.rglob(name):
+        for inner, _, files in os.walk(folder):
+            for path in (Path(inner, name) for name in ("record.json", "metrics.csv") if name in files):
                 try:
                     found[path] = path.stat().st_mtime_ns
                 except FileNotFoundError:  # a run folder that was just deleted

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lighttoken.artifact import CompressedTable
@@ -78,11 +79,11 @@ def _print_tiers(rows: list[int], bits: list[int], dim: int) -> None:
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """Print a titled table of names and values."""
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=escape(title), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")  # a path that is cut short is of no use
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

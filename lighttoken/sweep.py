@@ -87,6 +87,11 @@ def tell_skipped(job: Job, folder: str) -> None:
     job.status, job.folder = "skipped", folder
 
 
+def quoted(path: Any) -> str:
+    """A path as the value of an override."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
 def run_process(command: list[str], folder: str) -> int:
     """Run a job in a process of its own, what it prints in its folder; returns its exit code, -N for signal N."""
     make_directory(Path(folder))
@@ -103,8 +108,8 @@ def close(job: Job, code: int) -> None:
     job.status = "failed"
     path = Path(job.folder, RECORD_FILE)
     record = json.loads(path.read_bytes()) if path.is_file() else {}
-    if code < 0:
-        job.error = f"killed by {signal.Signals(-code).name}"
+    if code < 0 or record.get("status") == "running":
+        job.error = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if record:
             killed = record | {"status": "failed", "error": job.error}
             write_atomically(path, json.dumps(killed, indent=2).encode())

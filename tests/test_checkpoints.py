@@ -7,10 +7,19 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from lighttoken import CompressedEmbedding, load_table
+from lighttoken import CompressedEmbedding, compress_table, load_table, swap_embedding
 from lighttoken.backbone import Backbone
+from lighttoken.embedding import set_trainable
 
 QUICK = ["codec.state_bits=6", "codec.prior=zipf", "codec.metric_sequences=32", "ratio=2.5", "progress=false"]
 IDS = torch.arange(1, 19).view(2, 9)
@@ -88,6 +97,15 @@ def test_a_sentence_transformers_folder_stays_one(compress, checkpoint):
     assert packed.encode(texts).shape == (2, 8)
 
 
+def test_a_folder_of_modules_does_not_reach_outside_itself(command, checkpoint):
+    folder = checkpoint()
+    (folder.parent / "secret").mkdir()
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "../secret"}]))
+    code, _, err = command("compress", f"model.path={folder}", "output=packed", "checkpoint=true", *QUICK)
+    assert code == 2
+    assert "names '../secret', which is outside its folder" in err
+
+
 def test_a_checkpoint_that_is_there_is_not_overwritten(command, checkpoint):
     arguments = [f"model.path={checkpoint()}", "output=packed", "checkpoint=true", *QUICK]
     assert command("compress", *arguments)[0] == 0
@@ -153,3 +171,33 @@ def test_the_tokenizer_of_a_model_that_cannot_pad_is_read_where_nothing_is_padde
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     assert Backbone("x", path=str(folder)).tokenizer(padding=False).pad_token is None
+
+
+def test_transformers_trainer_fine_tunes_it_and_goes_back_to_the_best_epoch(make_model, tmp_path):
+    model = make_model("bert", AutoModelForSequenceClassification)
+    compressed = compress_table(model.get_input_embeddings().weight, "svd", 2.0, progress=False)
+    swap_embedding(model, compressed)
+    embedding = model.get_input_embeddings()
+    set_trainable(embedding, "decoder+factors")
+    rows = [{"input_ids": torch.randint(200, (6,)), "labels": i % 2} for i in range(16)]
+    told = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 0.05}
+    told |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "report_to": [], "use_cpu": True}
+    trainer = Trainer(
+        model, TrainingArguments(str(tmp_path / "out"), **told), train_dataset=rows, eval_dataset=rows[:4]
+    )
+    last = []
+    trainer.add_callback(Watch(lambda: last.append(embedding(torch.arange(200)).detach())))
+    trainer.train()
+    assert not trainer.state.best_model_checkpoint.endswith("-6")  # the last
+    best = AutoModelForSequenceClassification.from_pretrained(trainer.state.best_model_checkpoint)
+    ids = torch.arange(200)
+    torch.testing.assert_close(embedding(ids), best.get_input_embeddings()(ids))
+    assert len({float(each.sum()) for each in last}) == 3  # the epochs differ, so that the right one was found
+
+
+class Watch(TrainerCallback):
+    def __init__(self, call):
+        self.call = call
+
+    def on_epoch_end(self, *args, **kwargs):
+        self.call()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.evidence import grid, main, summarise, task_means
+from experiments.evidence import grid, key, main, run_all, summarise, task_means
+from lighttoken.sweep import quoted, run_process
 
 
 def row(task: str, codec: str, seed: int, score: float, trainable: str = "frozen", ratio: str = "25") -> dict[str, str]:
@@ -89,3 +90,19 @@ def test_a_grid_ends_whatever_fails_and_the_same_command_goes_on(checkpoint, sst
     code, again, _ = run("--ratios", "2")  # two rows were lost, their runs were not
     assert (code, again) == (0, rows)
     assert {path: path.stat().st_mtime_ns for path in Path("runs_of_grid/runs").glob("*/record.json")} == written
+
+
+def test_a_run_that_is_killed_ends_no_grid(monkeypatch, tmp_path):
+    told = {"data": str(tmp_path), "output": "a, folder=of 'runs'", "overrides": [], "distill": False, "workers": 2}
+    arguments, ended = Namespace(**told), []
+    points = [row("rte", "svd", seed, 0.0) for seed in range(4)]
+    code = "import os, sys; os.kill(os.getpid(), 9 if 'seed=1' in sys.argv else 0)"
+
+    def instead(told: list[str], folder: str) -> int:
+        assert f"hydra.run.dir={quoted(folder)}" in told
+        return run_process([sys.executable, "-c", code, *told], folder)
+
+    monkeypatch.setattr("experiments.evidence.run_process", instead)
+    errors = run_all(points, arguments, ended.append)
+    assert errors == {" ".join(key(points[1])): "killed by SIGKILL"}
+    assert [each["seed"] for each in sorted(ended, key=key)] == ["0", "2", "3"]

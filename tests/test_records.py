@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -92,3 +93,22 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
 def test_one_pair_has_no_standard_error_and_a_reference_of_zero_no_retention():
     assert retention([0.4], [0.5]) == {"retention": pytest.approx(0.8), "standard_error": None}
     assert retention([0.4, 0.2], [0.0, 0.0]) == {"retention": None, "standard_error": None}
+
+
+def test_folders_that_vanish_meanwhile_and_records_that_make_no_sense_are_left_out(tmp_path, monkeypatch):
+    with make(tmp_path / "run").running():
+        pass
+    for name, config in (("null", None), ("empty", {})):
+        (tmp_path / name).mkdir()
+        content = read(tmp_path / "run") | {"config": config}
+        (tmp_path / name / RECORD_FILE).write_text(json.dumps(content))
+    (tmp_path / "resume").mkdir()
+    scan = os.scandir
+
+    def vanishing(path):
+        if str(path).endswith("resume"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", vanishing)
+    assert [each["directory"] for each in read_records(tmp_path)] == [str(tmp_path / "run")]

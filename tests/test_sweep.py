@@ -245,3 +245,11 @@ def test_ready_made_sweeps_hold_the_jobs_that_they_say(name):
     }
     pairs = [f"codec={codec} ratio={ratio}" for codec in expected[name][0] for ratio in expected[name][1]]
     assert sorted(" ".join(job) for job in jobs) == sorted(pairs)
+
+
+def test_the_record_of_a_job_that_a_shell_or_a_queue_ended_does_not_stay_running(tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps({"status": "running", "error": None}))
+    job = Job(0, [], str(tmp_path), "done")
+    close(job, 137)  # 128 + 9, as a shell tells a kill
+    assert (job.status, job.error) == ("failed", "ended with exit code 137")
+    assert json.loads((tmp_path / "record.json").read_text())["status"] == "failed"

@@ -172,8 +172,8 @@ def compress_to_quality(
     for _ in range(12):
         try:
             compressed = compress_table(table, codec, ratio, progress=progress, **settings)
-        except LighttokenError as error:  # a ratio out of reach, or what no ratio cures
-            failure = error
+        except LighttokenError as caught:  # a ratio out of reach, or what no ratio cures
+            failure = caught
             high = (ratio, 1.0)
             ratio = math.sqrt(low[0] * ratio)
             continue

@@ -7,9 +7,7 @@ ROWS_PER_FIT = 2048  # rows that are widened to float32 at a time
 ROWS_PER_CHUNK = 2048  # rows whose correlations with all decoder rows fit into a cache
 
 
-def refit_decoder(
-    features: Tensor, target: Tensor, weights: Tensor, ridge: float = 1e-6
-) -> tuple[Tensor, Tensor]:
+def refit_decoder(features: Tensor, target: Tensor, weights: Tensor, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Weighted least squares: matrix (m, d) and bias (d,) that bring features @ matrix + bias next to target (V, d).
 
     `features` (V, m) are bits, with the left factor of the low-rank part next to them or not, or coefficients. The

@@ -108,7 +108,7 @@ class Prior:
         if column not in (texts.column_names or next(iter(texts), {})):
             names = ", ".join(texts.column_names or next(iter(texts), {}))
             raise LighttokenError(f"corpus={path} has no column {column!r}; set corpus_column to one of {names}")
-        return ((str(row[column]), 1.0) for row in texts)
+        return ((str(row[column]), 1.0) for row in texts if row[column] is not None)
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

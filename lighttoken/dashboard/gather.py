@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
+from types import NoneType
 from typing import Any
 
 from lighttoken.records import is_reference, read_records, recipe, retention
@@ -126,7 +127,7 @@ def points(runs: Iterable[Run]) -> list[Point]:
     """Finished, scored runs by setting, references included, in the order of task, codec and ratio."""
     settings: dict[tuple, dict[int, Run]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: str(run.record["started"])):
-        if run.score is not None and run.ratio is not None:
+        if run.score is not None and run.ratio is not None and run.record["ratio"] is not None:
             settings[run.group, run.codec, run.variant, run.ratio][run.record["seed"]] = run
     found = [Point(list(seeds.values())) for _, seeds in sorted(settings.items(), key=lambda item: item[0])]
     for point in found:
@@ -175,6 +176,11 @@ def _complete(record: dict[str, Any]) -> dict[str, Any]:
     whole = lacking | {"task": "?", "model": "?", "seed": 0} | record
     for name in ("config", "metrics", "table", "compression", "seconds", "hardware"):
         if not isinstance(whole[name], dict):
+            raise TypeError(f"{name} is {whole[name]!r}")
+    if not isinstance(whole["config"].get("finetune") or {}, dict):
+        raise TypeError(f"config.finetune is {whole['config']['finetune']!r}")
+    for name in ("ratio", "ratio_asked"):
+        if not isinstance(whole[name], (int, float, NoneType)):
             raise TypeError(f"{name} is {whole[name]!r}")
     if not isinstance(whole["seed"], int):
         raise TypeError(f"seed is {whole['seed']!r}")

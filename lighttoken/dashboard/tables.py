@@ -46,17 +46,15 @@ def comparison(group: Iterable[Point]) -> list[str]:
             by_ratio[_asked(point)].append(point)
     lines = []
     for ratio, rivals in sorted(by_ratio.items()):
-        ours = next((point for point in rivals if point.runs[0].label == OURS), None)
-        if ours is None or len(rivals) == 1:
-            continue
-        above = []
-        for rival in rivals:
-            theirs = _by_seed(rival)
-            gains = [theirs[seed] - score for seed, score in _by_seed(ours).items() if seed in theirs]
-            if gains and fmean(gains) > 0:
-                above.append(f"{rival.runs[0].label} by {fmean(gains):.4f} (n={len(gains)})")
-        told = ", ".join(above) or "none of the others does"
-        lines.append(f"- Above {OURS} at {ratio:g}x: {told}.")
+        for ours in (point for point in rivals if point.runs[0].codec == OURS and len(rivals) > 1):
+            above = []
+            for rival in rivals:
+                theirs = _by_seed(rival)
+                gains = [theirs[seed] - score for seed, score in _by_seed(ours).items() if seed in theirs]
+                if gains and fmean(gains) > 0:
+                    above.append(f"{rival.runs[0].label} by {fmean(gains):.4f} (n={len(gains)})")
+            told = ", ".join(above) or "none of the others does"
+            lines.append(f"- Above {ours.runs[0].label} at {ratio:g}x: {told}.")
     return lines
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,9 +11,11 @@ from omegaconf import DictConfig
 
 from lighttoken.artifact import write_atomically
 from lighttoken.errors import LighttokenError
+from lighttoken.records import asked_for
 from lighttoken.screen import print_rows
 from lighttoken.sweep import sweep_records
 
+OF_A_TASK = ("task", "trainer", "init_from", "distill")  # of a config: differs from task to task
 AVERAGE_FILE = "glue_average.json"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
@@ -29,16 +30,19 @@ def task_score(metrics: dict[str, float], rows: str = "val") -> float:
 
 
 def glue_average(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per codec, ratio and seed: the score of every task and their mean, over the tasks that finished."""
-    runs: dict[tuple, dict[str, float]] = defaultdict(dict)
+    """One row per model, codec, ratio, seed and setting: every task's score and their mean, over those that finished.
+
+    `settings` is what the tasks share of their configs.
+    """
+    runs: dict[str, dict[str, Any]] = {}
     for record in records:
         if record["status"] == "done" and record["task"] in TASKS:
-            run = (record["codec"], record["ratio_asked"], record["seed"])
-            runs[run][record["task"]] = task_score(record["metrics"])
-    return [
-        {"codec": codec, "ratio": ratio, "seed": seed, "average": fmean(scores.values()), "tasks": scores}
-        for (codec, ratio, seed), scores in runs.items()
-    ]
+            settings = {key: value for key, value in asked_for(record["config"]).items() if key not in OF_A_TASK}
+            told = {"model": record["model"], "codec": record["codec"], "ratio": record["ratio_asked"]}
+            told |= {"seed": record["seed"], "settings": settings}
+            row = runs.setdefault(json.dumps(told, sort_keys=True), told | {"tasks": {}})
+            row["tasks"][record["task"]] = task_score(record["metrics"])
+    return [row | {"average": fmean(row["tasks"].values())} for row in runs.values()]
 
 
 class GlueAverage(Callback):
@@ -54,5 +58,5 @@ class GlueAverage(Callback):
         for row in rows:
             ratio = f" at {row['ratio']:g}x" if row["ratio"] else ""
             told = [(task, f"{score:.4f}") for task, score in row["tasks"].items()]
-            title = f"GLUE, codec {row['codec']}{ratio}, seed {row['seed']}"
+            title = f"GLUE with {row['model']}, codec {row['codec']}{ratio}, seed {row['seed']}"
             print_rows(title, [*told, (f"average of {len(told)}", f"{row['average']:.4f}")])

@@ -76,6 +76,6 @@ class Glue(SentenceData):
             columns.pop("label")
             columns = {name: name if isinstance(place, int) else place for name, place in columns.items()}
         taken = {name: frame[place].tolist() for name, place in columns.items()}
-        if "label" in taken and self.label_names and isinstance(taken["label"][0], str):
+        if "label" in taken and self.label_names and set(taken["label"]) <= set(self.label_names):
             taken["label"] = [self.label_names.index(label) for label in taken["label"]]
         return Dataset.from_dict(taken)

@@ -1,5 +1,6 @@
 """Tasks of one or two sentences and a label."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -44,6 +45,28 @@ class SentenceData(TaskData):
     def make_model(self, backbone: Backbone) -> PreTrainedModel:
         return backbone.classifier(self.num_labels)
 
+    def _checked(self, raw: DatasetDict) -> DatasetDict:
+        """Raises LighttokenError, besides, for the first row without a text or with a label that is none."""
+        raw = super()._checked(raw)
+        for split in {"train", *self.validation_splits.values()}:
+            texts = zip(*(raw[split][column] for column in self.text_columns), strict=True)
+            for i, (text, label) in enumerate(zip(texts, raw[split]["label"], strict=True)):
+                if not all(isinstance(each, str) for each in text):
+                    raise LighttokenError(f"row {i} of the split {split!r} of task={self.name} lacks a text: {text}")
+                if not self._is_label(label):
+                    wanted = "a number" if self.num_labels == 1 else f"0 to {self.num_labels - 1}"
+                    wanted += f" or {', '.join(self.label_names)}" if self.label_names else ""
+                    where = f"row {i} of the split {split!r} of task={self.name}"
+                    raise LighttokenError(f"{where} has the label {label!r}; it must be {wanted}")
+        return raw
+
+    def _is_label(self, label: Any) -> bool:
+        if isinstance(label, str):
+            return label in (self.label_names or ())
+        if not isinstance(label, (int, float)):
+            return False
+        return math.isfinite(label) if self.num_labels == 1 else label in range(self.num_labels)
+
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
         used = ("train", *self.validation_splits.values(), *self.submission)
         settings = {
@@ -51,6 +74,7 @@ class SentenceData(TaskData):
             "columns": self.text_columns,
             "max_length": self.max_length,
             "label_type": float if self.num_labels == 1 else int,
+            "label_names": list(self.label_names or ()),
             "version": __version__,  # the cache tells functions apart by their name and arguments alone
         }
         splits = {
@@ -94,8 +118,10 @@ def _tokenize(
     columns: list[str],
     max_length: int,
     label_type: type,
+    label_names: list[str],
     version: str,
 ) -> dict[str, list]:
     encoded = dict(tokenizer(*(rows[column] for column in columns), truncation=True, max_length=max_length))
-    labels = [label_type(label) for label in rows.get("label", [-1] * len(encoded["input_ids"]))]
+    labels = rows.get("label", [-1] * len(encoded["input_ids"]))
+    labels = [label_type(label_names.index(label) if label in label_names else label) for label in labels]
     return encoded | {"labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}

@@ -82,6 +82,18 @@ class Squad(TaskData):
             splits[split] = self.get(partial(_read, file), file, "it must be parquet or JSON in SQuAD's own layout")
         return DatasetDict(splits)
 
+    def _checked(self, raw: DatasetDict) -> DatasetDict:
+        """Raises LighttokenError, besides, for questions without an answer, which SQuAD 2 has and the scores do not."""
+        raw = super()._checked(raw)
+        for split in {"train", *self.validation_splits.values()}:
+            without = [row["id"] for row in raw[split].select_columns(["id", "answers"]) if not row["answers"]["text"]]
+            if without:
+                raise LighttokenError(
+                    f"{len(without)} questions of the split {split!r} of task={self.name} have no answer, the first "
+                    f"{without[0]}; SQuAD v1.1 has one for each"
+                )
+        return raw
+
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
         parts = self.hold_out(raw["train"], raw["train"]["context"])  # so that no context is on both sides
         self.rows = {name: rows for name, rows in parts.items() if name != "train"}

@@ -318,5 +318,7 @@ def test_no_form_is_found_in_hash_codes(table):
 
 
 def test_a_table_that_faiss_cannot_be_trained_on_is_told():
-    with pytest.raises(LighttokenError, match=r"faiss cannot train codec=rq on 31 rows of 512: .*; choose another codec"):
+    with pytest.raises(
+        LighttokenError, match=r"faiss cannot train codec=rq on 31 rows of 512: .*; choose another codec"
+    ):
         compress_table(torch.randn(31, 512), RQ(bits=4), 2.0, progress=False)

@@ -128,3 +128,12 @@ def test_every_codec_has_a_look_of_its_own():
     looks = [tuple(sorted(style(codec).items(), key=str)) for codec in (*OURS, *OTHERS, "none")]
     assert len(set(looks)) == len(looks)
     assert style("unheard_of") == style("unheard_of")
+
+
+@pytest.mark.parametrize("odd", [{"ratio_asked": "25"}, {"config": {"finetune": "x"}}, {"table": [1]}])
+def test_a_record_of_odd_content_is_left_out_alone(run_folder, tmp_path, caplog, odd):
+    run_folder("mrpc", "svd", **scored(0.5))
+    run_folder("mrpc", "pq", **scored(0.5), **odd)
+    (run,) = gather([tmp_path / "outputs"])
+    assert run.codec == "svd"
+    assert "left out" in caplog.text

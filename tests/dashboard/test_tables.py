@@ -43,3 +43,15 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
 def test_without_a_finished_run_there_is_no_table(run_folder):
     run_folder("mrpc", "svd", status="failed", metrics={})
     assert write_tables(gather([Path("outputs")]), Path(".")) == []
+
+
+def test_a_setting_of_the_codec_is_compared_under_its_own_name(run_folder):
+    run_folder("mrpc", "svd", 25.0, **scored(0.8))
+    for trainable, score in (("frozen", 0.75), ("decoder", 0.85)):
+        finetune = {"learning_rate": 5e-5, "weight_decay": 0.01, "trainable": trainable}
+        run_folder("mrpc", "lighttoken", 25.0, **scored(score), config={"finetune": finetune})
+    write_tables(gather([Path("outputs")]), Path("."))
+    lines = [line for line in Path("scores.md").read_text().splitlines() if line.startswith("- Above")]
+    assert "- Above lighttoken (trainable=frozen) at 25x: lighttoken (trainable=decoder) by 0.1000 (n=1)" in lines[1]
+    assert "svd by 0.0500 (n=1)" in lines[1]
+    assert lines[0] == "- Above lighttoken (trainable=decoder) at 25x: none of the others does."

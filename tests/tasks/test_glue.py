@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from hydra.utils import instantiate
 
-from lighttoken.tasks.average import task_score
+from lighttoken.tasks.average import glue_average, task_score
 from tests.conftest import WORDS
 from tests.test_configs import compose
 
@@ -178,3 +178,26 @@ def test_glue_all_runs_the_nine_tasks_and_writes_their_average(command, checkpoi
 def test_a_task_with_two_scores_counts_with_their_mean():
     metrics = {"val/accuracy": 0.8, "val/f1": 0.9, "val/loss": 3.0, "val_mm/accuracy": 0.4, "dev/accuracy": 0.1}
     assert task_score(metrics) == pytest.approx(0.7)
+
+
+def test_an_average_is_of_one_model_and_one_setting():
+    def record(model: str, task: str, score: float, trainable: str = "frozen") -> dict:
+        config = {"codec": {"name": "svd"}, "task": {"name": task}, "finetune": {"trainable": trainable}, "seed": 0}
+        told = {"model": model, "task": task, "codec": "svd", "ratio_asked": 25.0, "seed": 0, "status": "done"}
+        return told | {"config": config | {"model": {"name": model}}, "metrics": {"val/accuracy": score}}
+
+    rows = glue_average(
+        [
+            record("a", "sst2", 0.9),
+            record("a", "rte", 0.6),
+            record("b", "sst2", 0.7),
+            record("a", "rte", 0.1, "decoder"),
+        ]
+    )
+    found = [(row["model"], row["settings"]["finetune"]["trainable"], row["tasks"]) for row in rows]
+    assert found == [
+        ("a", "frozen", {"sst2": 0.9, "rte": 0.6}),
+        ("b", "frozen", {"sst2": 0.7}),
+        ("a", "decoder", {"rte": 0.1}),
+    ]
+    assert rows[0]["average"] == pytest.approx(0.75)

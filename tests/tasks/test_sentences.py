@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 
 import pytest
@@ -166,3 +167,30 @@ def test_rotten_tomatoes_are_the_8530_rows_of_the_package(tokenizer):
     assert 800 < sizes["validation"] < 900
     assert set(Counter(splits["train"]["label"])) == {0, 1}
     assert not set(splits["train"]["text"]) & set(splits["validation"]["text"])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "label", "settings", "message"),
+    [
+        ("a", 2, {}, "row 1 of the split 'train' of task=sst2 has the label 2; it must be 0 to 1"),
+        ("a", 0.7, {}, "has the label 0.7; it must be 0 to 1"),
+        ("a", None, {}, "has the label None; it must be 0 to 1"),
+        ("a", "good", {"label_names": ["bad", "fine"]}, "has the label 'good'; it must be 0 to 1 or bad, fine"),
+        ("a", float("nan"), {"num_labels": 1}, "has the label nan; it must be a number"),
+        (None, 1, {}, "row 1 of the split 'train' of task=sst2 lacks a text: (None,)"),
+    ],
+)
+def test_a_row_that_cannot_be_learnt_from_is_named(tokenizer, sst2, sentence, label, settings, message):
+    first = settings.get("label_names", [0])[0]
+    told = {"sentence": ["a", sentence], "label": [first if isinstance(label, str) else type(label or 0)(0), label]}
+    Dataset.from_dict(told).to_parquet(sst2 / "train.parquet")
+    with pytest.raises(LighttokenError, match=re.escape(message)):
+        glue(tokenizer, sst2, **settings).prepare_data()
+
+
+def test_classes_may_be_told_by_name(tokenizer, sst2):
+    told = {"sentence": ["a", "bad", "film"], "label": ["fine", "bad", "fine"]}
+    Dataset.from_dict(told).to_parquet(sst2 / "train.parquet")
+    data = glue(tokenizer, sst2, label_names=["bad", "fine"])
+    data.prepare_data()
+    assert list(data.splits["train"]["labels"]) == [1, 0, 1]

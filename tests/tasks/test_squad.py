@@ -257,3 +257,10 @@ def test_a_missing_or_foreign_file_is_named(squad, folder):
     (folder / "train.json").write_text("[]")
     with pytest.raises(LighttokenError, match=r"cannot get task=squad from .*train.json: .*SQuAD's own layout"):
         squad()
+
+
+def test_a_question_without_an_answer_is_named_before_anything_is_trained(squad, folder):
+    rows = [ROWS[0], ROWS[1] | {"answers": {"text": [], "answer_start": []}}]
+    table(rows).to_parquet(folder / "validation.parquet")
+    with pytest.raises(LighttokenError, match="1 questions of the split 'validation' .* have no answer, the first q1"):
+        squad()
