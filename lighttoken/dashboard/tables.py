@@ -1,4 +1,4 @@
-"""The points as tables: `scores.csv` for whoever computes on, `scores.md` for whoever reads."""
+"""The scores as tables: `runs.csv` and `scores.csv` for whoever computes on, `scores.md` for whoever reads."""
 
 import csv
 from collections import defaultdict
@@ -14,19 +14,27 @@ COLUMNS = (
     *("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse"),
     *("n", "mean", "std", "retention", "standard_error"),
 )
+RUN_COLUMNS = (
+    *("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse"),
+    *("seed", "score", "retention", "accelerator", "seconds", "git_commit", "folder"),
+)
 DIGITS = {"asked": "g", "ratio": ".2f", "nmse": ".4f", "bytes": ".0f"}  # the others: .4f
 
 
 def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
-    """Write scores.csv and scores.md; the files written, none without a finished run."""
+    """Write runs.csv, scores.csv and scores.md; the files written, none without a finished run."""
     found = points(runs)
     if not found:
         return []
-    rows = [_row(point) for point in found]
-    with (folder / "scores.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    each_run = [_row_of(run) for point in found for run in sorted(point.runs, key=lambda run: run.record["seed"])]
+    for name, columns, rows in (
+        ("runs.csv", RUN_COLUMNS, each_run),
+        ("scores.csv", COLUMNS, [_row(point) for point in found]),
+    ):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
     parts = []
     groups: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
     for point in found:
@@ -35,7 +43,7 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
         title = f"{task}, {model}" + (f" ({recipe})" if recipe else "")
         parts += [f"## {title}", "", *_markdown(group), "", *comparison(group), ""]
     (folder / "scores.md").write_text("\n".join(parts))
-    return [folder / "scores.csv", folder / "scores.md"]
+    return [folder / "runs.csv", folder / "scores.csv", folder / "scores.md"]
 
 
 def comparison(group: Iterable[Point]) -> list[str]:
@@ -59,11 +67,22 @@ def comparison(group: Iterable[Point]) -> list[str]:
 
 
 def _row(point: Point) -> dict[str, Any]:
-    run = point.runs[0]
+    scores = {"n": len(point.scores), "mean": point.mean, "std": point.std} | point.retention
+    return _setting(point.runs[0]) | {"ratio": point.ratio} | scores
+
+
+def _row_of(run: Run) -> dict[str, Any]:
+    record = run.record
+    told = {"seed": record["seed"], "score": run.score, "retention": run.retention, "folder": run.name}
+    told |= {"accelerator": record["hardware"].get("accelerator"), "git_commit": record["git_commit"]}
+    return _setting(run) | told | {"seconds": round(sum(record["seconds"].values()))}
+
+
+def _setting(run: Run) -> dict[str, Any]:
     task, model, recipe = run.group
-    told = {"task": task, "model": model, "recipe": recipe, "codec": run.label, "asked": _asked(point)}
-    told |= {"ratio": point.ratio, "bytes": run.record["artifact_bytes"], "nmse": run.record["compression"].get("nmse")}
-    return told | {"n": len(point.scores), "mean": point.mean, "std": point.std} | point.retention
+    told = {"task": task, "model": model, "recipe": recipe, "codec": run.label, "asked": float(run.ratio or 1.0)}
+    told |= {"ratio": run.record["ratio"], "bytes": run.record["artifact_bytes"]}
+    return told | {"nmse": run.record["compression"].get("nmse")}
 
 
 def _markdown(group: Iterable[Point]) -> list[str]:

@@ -15,7 +15,7 @@ from lighttoken.report import report, serve
 from tests.dashboard.conftest import read_data, write_run
 
 FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
-TABLES = {"scores.csv", "scores.md"}
+TABLES = {"runs.csv", "scores.csv", "scores.md"}
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 

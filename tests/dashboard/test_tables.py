@@ -1,4 +1,4 @@
-"""scores.csv and scores.md."""
+"""runs.csv, scores.csv and scores.md."""
 
 import csv
 from pathlib import Path
@@ -22,7 +22,15 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
     run_folder("mrpc", "lighttoken", 103.0, seed=0, **scored(0.7))
     run_folder("mrpc", "svd", 103.0, seed=0, **scored(0.6))
     written = write_tables(gather([Path("outputs")]), Path("."))
-    assert [path.name for path in written] == ["scores.csv", "scores.md"]
+    assert [path.name for path in written] == ["runs.csv", "scores.csv", "scores.md"]
+    with Path("runs.csv").open(newline="") as file:
+        each = [row for row in csv.DictReader(file) if (row["codec"], row["asked"]) == ("lighttoken", "25.0")]
+    assert [(row["seed"], float(row["score"])) for row in each] == [
+        ("0", pytest.approx(0.79)),
+        ("1", pytest.approx(0.81)),
+    ]
+    assert float(each[1]["retention"]) == pytest.approx(0.81 / 0.82)
+    assert each[0]["folder"].endswith("mrpc_lighttoken_25x_seed0")
     with Path("scores.csv").open(newline="") as file:
         rows = {(row["codec"], row["asked"]): row for row in csv.DictReader(file)}
     assert set(rows) == {("none", "1.0")} | {(codec, "25.0") for codec in ("lighttoken", "svd", "pq")} | {
