@@ -19,6 +19,7 @@ from lighttoken import __version__
 from lighttoken.artifact import (
     FORMAT_VERSION,
     METADATA_FILE,
+    TENSORS_FILE,
     CompressedTable,
     hash_table,
     load_table,
@@ -76,6 +77,8 @@ def compress(config: DictConfig) -> CompressedTable:
         compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
     rows = [("model", backbone.label)]
     if config.checkpoint:
+        for file in (METADATA_FILE, TENSORS_FILE):  # of an artifact that was there: `inspect` would tell of it
+            (output / file).unlink(missing_ok=True)
         before, after = backbone.save_checkpoint(compressed, output, config.tie)
         rows.append(("weights", f"{size(before)} -> {size(after)}"))
     else:

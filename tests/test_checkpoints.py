@@ -114,6 +114,14 @@ def test_a_checkpoint_that_is_there_is_not_overwritten(command, checkpoint):
     assert "output=packed holds a checkpoint already; choose another folder or add overwrite=true" in err
 
 
+def test_a_checkpoint_in_the_place_of_an_artifact_leaves_nothing_of_it(command, checkpoint):
+    arguments = [f"model.path={checkpoint()}", "output=packed", *QUICK]
+    assert command("compress", *arguments)[0] == 0
+    assert command("compress", *arguments, "checkpoint=true", "overwrite=true")[0] == 0
+    assert not list(Path("packed").glob("compressed_table.*"))
+    assert "tied output head" in command("inspect", "packed")[1]
+
+
 def test_inspect_tells_what_is_in_an_artifact_and_in_a_checkpoint(command, compress, checkpoint):
     compress()
     arguments = [f"model.path={checkpoint()}", *QUICK]
