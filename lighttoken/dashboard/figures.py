@@ -14,7 +14,7 @@ from lighttoken.dashboard.charts import INK, Chart, Panel
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "star-open": "*"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 PANEL_INCHES = (4.6, 3.4)
-TITLE_WIDTH = 52  # characters that a panel has room for above it
+TITLE_WIDTH = 56  # characters that a panel has room for above it
 
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
@@ -64,7 +64,8 @@ def draw(chart: Chart) -> Figure:
 
 def _set_axes(axes: matplotlib.axes.Axes, panel: Panel) -> None:
     title = textwrap.fill(panel.title, TITLE_WIDTH)  # of what differs among recipes there may be a lot
-    axes.set(title=_plain(title), xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
+    axes.set_title(_plain(title), fontsize="medium")
+    axes.set(xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
     axes.grid(alpha=0.25)
     if panel.log_x:
         axes.set_xscale("log")
