@@ -51,7 +51,7 @@ def comparison(group: Iterable[Point]) -> list[str]:
     by_ratio: dict[float, list[Point]] = defaultdict(list)
     for point in group:
         if point.runs[0].codec != "none":
-            by_ratio[_asked(point)].append(point)
+            by_ratio[_asked(point.runs[0])].append(point)
     lines = []
     for ratio, rivals in sorted(by_ratio.items()):
         for ours in (point for point in rivals if point.runs[0].codec == OURS and len(rivals) > 1):
@@ -80,7 +80,7 @@ def _row_of(run: Run) -> dict[str, Any]:
 
 def _setting(run: Run) -> dict[str, Any]:
     task, model, recipe = run.group
-    told = {"task": task, "model": model, "recipe": recipe, "codec": run.label, "asked": float(run.ratio or 1.0)}
+    told = {"task": task, "model": model, "recipe": recipe, "codec": run.label, "asked": _asked(run)}
     told |= {"ratio": run.record["ratio"], "bytes": run.record["artifact_bytes"]}
     return told | {"nmse": run.record["compression"].get("nmse")}
 
@@ -97,8 +97,8 @@ def _cell(name: str, value: Any) -> str:
     return str(value) if isinstance(value, str) or name == "n" else f"{value:{DIGITS.get(name, '.4f')}}"
 
 
-def _asked(point: Point) -> float:
-    return float(point.runs[0].ratio or 1.0)
+def _asked(run: Run) -> float:
+    return float(run.ratio or 1.0)
 
 
 def _by_seed(point: Point) -> dict[int, float]:
