@@ -41,7 +41,7 @@ from lighttoken.trellis import (
 )
 
 DAMAGES = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)  # what reading raises
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
 INDEX = ("tiers", "blocks", "lengths", "columns", "position", "component", "step", "book")  # of `trellis.make_index`
@@ -217,12 +217,12 @@ class CompressedTable:
             "dim": self.shape[1],
             "state_bits": self.state_bits,
             "source_sha256": self.source_sha256,
-            "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
             "settings": self.settings,
             "summary": self.summary,
             "versions": self.versions,
         }
-        return {TENSORS_FILE: tensors, METADATA_FILE: json.dumps(metadata, separators=(",", ":")).encode()}
+        metadata["sha256"] = _digest(tensors, metadata)
+        return {TENSORS_FILE: tensors, METADATA_FILE: _plain(metadata)}
 
     def save(self, directory: str | Path) -> Path:
         """Write the artifact into `directory`, made if need be; each file appears whole or not at all.
@@ -246,9 +246,9 @@ def load_table(directory: str | Path) -> CompressedTable:
         metadata = json.loads(metadata_path.read_bytes())
         check_version(str(metadata_path), metadata["format_version"])
         content = tensors_path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != metadata["tensors_sha256"]:
+        if metadata.pop("sha256") != _digest(content, metadata):
             raise LighttokenError(
-                f"{tensors_path} is damaged: its hash is not the one in {METADATA_FILE}; make it again"
+                f"{tensors_path} or {metadata_path} is damaged: their hash is not the one told there; make it again"
             )
         compressed = CompressedTable(
             codec=str(metadata["codec"]),
@@ -270,6 +270,15 @@ def load_table(directory: str | Path) -> CompressedTable:
             f"{metadata_path} is damaged or no lighttoken artifact ({type(error).__name__}: {error}); make it again"
         ) from error
     return compressed
+
+
+def _plain(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, separators=(",", ":")).encode()
+
+
+def _digest(tensors: bytes, metadata: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of all that an artifact's files hold but for this hash."""
+    return hashlib.sha256(tensors + _plain(metadata)).hexdigest()
 
 
 def check_version(where: str, version: int) -> None:

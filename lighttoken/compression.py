@@ -15,9 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from lighttoken import __version__
 from lighttoken.artifact import (
-    FORMAT_VERSION,
     METADATA_FILE,
     TENSORS_FILE,
     CompressedTable,
@@ -45,6 +43,9 @@ NOISE = (
     ".*does not have many workers.*",
     ".*will save all targets and predictions in the buffer.*",
 )
+
+# The code that decides an artifact's bytes.
+CODE = ("codec/*.py", "baselines/*.py", "artifact.py", "forms.py", "packing.py", "trellis.py")
 
 
 def compress(config: DictConfig) -> CompressedTable:
@@ -119,8 +120,7 @@ def make_artifact(
     The last of the three returned is whether it was there before.
     """
     inputs = [
-        FORMAT_VERSION,
-        __version__,
+        code_hash(),
         hash_table(table),
         codec.name,
         codec.settings(),
@@ -150,6 +150,13 @@ def make_artifact(
         )
         compressed.save(directory)
         return compressed, directory, False
+
+
+def code_hash() -> str:
+    """SHA-256, in hex, of the code that makes artifacts: what a codec has made before it was edited is not reused."""
+    package = Path(__file__).parent
+    files = sorted(file for pattern in CODE for file in package.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def measure_importance(

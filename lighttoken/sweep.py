@@ -95,6 +95,7 @@ def quoted(path: Any) -> str:
 def run_process(command: list[str], folder: str) -> int:
     """Run a job in a process of its own, what it prints in its folder; returns its exit code, -N for signal N."""
     make_directory(Path(folder))
+    Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, whose end would be taken for this one's
     one_line = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # set by every door
     with Path(folder, CONSOLE_FILE).open("w") as console:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=one_line)

@@ -121,9 +121,23 @@ def newer_format(folder):
 
 
 def change(**values):
+    """Metadata that differ from what was written, with the hash that they had."""
+
     def harm(folder):
         metadata = json.loads((folder / METADATA_FILE).read_text())
         (folder / METADATA_FILE).write_text(json.dumps(metadata | values))
+
+    return harm
+
+
+def forge(**values):
+    """Metadata that differ from what was written, with the hash that they should have."""
+
+    def harm(folder):
+        metadata = json.loads((folder / METADATA_FILE).read_text()) | values
+        del metadata["sha256"]
+        told = (folder / TENSORS_FILE).read_bytes() + json.dumps(metadata, separators=(",", ":")).encode()
+        change(**values, sha256=hashlib.sha256(told).hexdigest())(folder)
 
     return harm
 
@@ -132,8 +146,7 @@ def without_bias(folder):
     tensors = load_file(folder / TENSORS_FILE)
     del tensors["bias"]
     save_file(tensors, folder / TENSORS_FILE)
-    digest = hashlib.sha256((folder / TENSORS_FILE).read_bytes()).hexdigest()
-    change(tensors_sha256=digest)(folder)
+    forge()(folder)
 
 
 def missing_metadata(folder):
@@ -151,10 +164,11 @@ def missing_metadata(folder):
         (foreign_tensors, TENSORS_FILE, "make it again"),
         (newer_format, METADATA_FILE, "update lighttoken"),
         (missing_metadata, METADATA_FILE, "make one with"),
-        (change(dim=7), METADATA_FILE, "make it again"),
-        (change(vocab_size=31), METADATA_FILE, "make it again"),
-        (change(vocab_size="many"), METADATA_FILE, "make it again"),
-        (change(settings=None), METADATA_FILE, "make it again"),
+        (change(codec="svd"), METADATA_FILE, "make it again"),
+        (forge(dim=7), METADATA_FILE, "make it again"),
+        (forge(vocab_size=31), METADATA_FILE, "make it again"),
+        (forge(vocab_size="many"), METADATA_FILE, "make it again"),
+        (forge(settings=None), METADATA_FILE, "make it again"),
         (change(format_version="1"), METADATA_FILE, ""),
         (without_bias, METADATA_FILE, "make it again"),
     ],

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from lighttoken import LighttokenError, load_table
+from lighttoken import LighttokenError, compression, load_table
 from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
 from lighttoken.backbone import load_teacher
 
@@ -104,6 +105,20 @@ def test_the_artifact_is_that_of_the_checkpoints_table_and_made_once(train, chec
     assert Path(second["artifact"], TENSORS_FILE).stat().st_mtime_ns == stamp
     _, other_seed, _ = train("seed=1")
     assert other_seed["artifact"] != first["artifact"]
+
+
+def test_an_edited_codec_makes_its_own_artifact(train, monkeypatch, tmp_path):
+    _, first, _ = train()
+    copy = tmp_path / "lighttoken"
+    shutil.copytree(Path(compression.__file__).parent, copy)
+    monkeypatch.setattr(compression, "__file__", str(copy / "compression.py"))
+    assert train()[1]["artifact_reused"]
+    for path in ("codec/refine.py", "trellis.py"):
+        with (copy / path).open("a") as file:
+            file.write("# edited\n")
+        _, edited, _ = train()
+        assert not edited["artifact_reused"]
+        assert edited["artifact"] != first["artifact"]
 
 
 def test_a_damaged_artifact_is_made_again(train, caplog):

@@ -88,9 +88,9 @@ def test_what_makes_another_run():
 
 
 def test_the_record_of_a_killed_job_says_so(tmp_path):
-    (tmp_path / "record.json").write_text(json.dumps({"status": "running", "error": None}))
+    begun = f"open({str(tmp_path / 'record.json')!r}, 'w').write('{{\"status\": \"running\", \"error\": null}}')"
     job = Job(0, [], str(tmp_path), "done")
-    close(job, run_process([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], job.folder))
+    close(job, run_process([sys.executable, "-c", f"{begun}; import os; os.kill(os.getpid(), 9)"], job.folder))
     assert (job.status, job.error) == ("failed", "killed by SIGKILL")
     assert json.loads((tmp_path / "record.json").read_text()) == {"status": "failed", "error": "killed by SIGKILL"}
 
@@ -104,6 +104,13 @@ def test_a_job_without_a_record_fails_with_its_last_line(tmp_path):
     job = Job(0, [], str(tmp_path / "silent"), "done")
     close(job, run_process([sys.executable, "-c", "raise SystemExit(3)"], job.folder))
     assert (job.status, job.error) == ("failed", "exit code 3")
+
+
+def test_a_job_is_not_told_the_error_of_an_earlier_try_in_its_folder(tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps({"status": "failed", "error": "the disk was full"}))
+    job = Job(0, [], str(tmp_path), "done")
+    close(job, run_process([sys.executable, "-c", "raise SystemExit('error: no such thing')"], job.folder))
+    assert (job.status, job.error) == ("failed", "no such thing")
 
 
 def test_killing_one_worker_loses_its_job_alone_and_the_same_command_completes_the_rest(command, settings, monkeypatch):
