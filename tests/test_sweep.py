@@ -88,7 +88,7 @@ def test_what_makes_another_run():
 
 
 def test_the_record_of_a_killed_job_says_so(tmp_path):
-    begun = f"open({str(tmp_path / 'record.json')!r}, 'w').write('{{\"status\": \"running\", \"error\": null}}')"
+    begun = f'open({str(tmp_path / "record.json")!r}, \'w\').write(\'{{"status": "running", "error": null}}\')'
     job = Job(0, [], str(tmp_path), "done")
     close(job, run_process([sys.executable, "-c", f"{begun}; import os; os.kill(os.getpid(), 9)"], job.folder))
     assert (job.status, job.error) == ("failed", "killed by SIGKILL")
