@@ -99,11 +99,16 @@ class Backbone:
         return model.get_encoder() if model.config.is_encoder_decoder else model
 
     def classifier(self, num_labels: int) -> PreTrainedModel:
-        """The model in float32 with a new sentence-classification head, drawn from torch's random state."""
-        return self._load_weights(AutoModelForSequenceClassification, num_labels=num_labels)
+        """The model in float32 with a sentence-classification head: for one label, that of a regression.
+
+        The head is that of the checkpoint if it has one of this size, else new, drawn from torch's random state.
+        """
+        problem = "regression" if num_labels == 1 else "single_label_classification"
+        told: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+        return self._load_weights(AutoModelForSequenceClassification, **told)
 
     def reader(self) -> PreTrainedModel:
-        """The model in float32 with a new head that points at spans, drawn from torch's random state."""
+        """The model in float32 with a head that points at spans, as `classifier` has its head."""
         return self._load_weights(AutoModelForQuestionAnswering)
 
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
@@ -146,7 +151,8 @@ class Backbone:
             transformers.logging.set_verbosity(verbosity)
         prefix = "" if model.base_model is model else model.base_model_prefix
         base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
-        missing = sorted(key for key in report["missing_keys"] if key in base and "pooler" not in key)
+        absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        missing = sorted(key for key in absent if key in base and "pooler" not in key)
         if missing:
             raise LighttokenError(
                 f"the checkpoint of model={self.label} lacks {len(missing)} weights of {type(model).__name__}, "
@@ -180,6 +186,14 @@ def find_embedding(model: nn.Module) -> nn.Embedding:
             "load the original, uncompressed checkpoint"
         )
     return embedding
+
+
+def position_count(model: PreTrainedModel) -> int | None:
+    """How many tokens a model takes that adds a learned vector to each place, and None for others."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def load_body(model: PreTrainedModel, run: Path) -> None:

@@ -102,6 +102,7 @@ def register() -> None:
     store.store(name="compress_schema", node=Compress)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_is_offline, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
+    OmegaConf.register_new_resolver("by_task", _by_task, replace=True)
     OmegaConf.register_new_resolver("choices", _choices, replace=True)
     OmegaConf.register_new_resolver("config_dir", config_dir, replace=True)
 
@@ -318,6 +319,11 @@ def _sweep_name() -> str | None:
     hydra_config = HydraConfig.get()
     sweep = Path(hydra_config.sweep.dir).absolute()
     return sweep.name if Path(hydra_config.runtime.output_dir).parent == sweep else None
+
+
+def _by_task(default: Any, others: DictConfig, *, _root_: DictConfig) -> Any:
+    """A recipe's value for the task of a config: one of `others` by the task's name, or the default."""
+    return others.get(_root_.task.name, default)
 
 
 def _wandb_is_offline() -> bool:

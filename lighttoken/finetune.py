@@ -63,12 +63,16 @@ class FineTuner(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.seed = torch.initial_seed()
+        if any(each.stopped_epoch for each in self.trainer.early_stopping_callbacks):
+            self.trainer.should_stop = True  # it had stopped before it was killed, and is resumed
         if self.teacher is not None:
             nn.Module.to(self.teacher, self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout depends on the seed and the step alone, so that a run that is resumed goes on as if never stopped.
-        torch.manual_seed((self.seed + 1_000_003 * (self.global_step + 1)) % 2**63)
+        # Dropout depends on the seed and the batch's number alone, so that a run that is resumed goes on as if never
+        # stopped.
+        number = self.trainer.fit_loop.total_batch_idx + 1
+        torch.manual_seed((self.seed + 1_000_003 * number) % 2**63)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         output = self(**batch)
@@ -136,7 +140,7 @@ class SpanFineTuner(FineTuner):
     def on_validation_epoch_end(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for split, (starts, ends) in self.spans.items():
-            if starts:
+            if starts and not self.trainer.sanity_checking:  # a few batches are no whole questions
                 scores: Any = self.scores[split]
                 scores.update(*data.best_answers(split, starts, ends))
                 self.log_dict({name: value for name, value in scores.compute().items()}, prog_bar=True)

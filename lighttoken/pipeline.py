@@ -30,6 +30,7 @@ from lighttoken.backbone import (
     load_body,
     load_teacher,
     model_bytes,
+    position_count,
     reduce_precision,
     swap_embedding,
 )
@@ -132,9 +133,18 @@ def load_data(config: DictConfig, backbone: Backbone) -> TaskData:
 def load_models(
     config: DictConfig, data: TaskData, backbone: Backbone
 ) -> tuple[PreTrainedModel, PreTrainedModel | None]:
-    """The backbone with the task's head, and the teacher if there is one."""
+    """The backbone with the task's head, and the teacher if there is one.
+
+    Raises LighttokenError if the task has rows that are longer than the backbone takes.
+    """
     L.seed_everything(config.seed, verbose=False)
     model = data.make_model(backbone)
+    longest = max(max(rows["length"]) for rows in data.splits.values())
+    if (places := position_count(model)) and longest > places:
+        raise LighttokenError(
+            f"task={config.task.name} has rows of {longest} tokens and model={backbone.label} takes {places}; "
+            f"set task.max_length={places}"
+        )
     if config.init_from:
         load_body(model, Path(config.init_from))
     return model, load_teacher(model, Path(config.distill)) if config.distill else None
@@ -181,7 +191,7 @@ def fine_tune(
 
 def evaluate(config: DictConfig, trainer: L.Trainer, data: TaskData, module: L.LightningModule, record: Record) -> None:
     """Score the model as it is stored, and keep it if that is asked."""
-    load_best(trainer, module)
+    load_best(trainer, module, keep=config.resume)
     model: Any = module.model
     if config.save_model:
         model.save_pretrained(record.directory / MODEL_FOLDER)
@@ -197,7 +207,8 @@ def evaluate(config: DictConfig, trainer: L.Trainer, data: TaskData, module: L.L
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
     """The trainer with its callbacks.
 
-    Raises LighttokenError for callbacks that watch rows which are not held out, and for an unknown `matmul_precision`.
+    Raises LighttokenError for callbacks that watch rows which are only ever scored, or held-out rows if there are none,
+    for more than one process, and for an unknown `matmul_precision`.
     """
     if config.matmul_precision not in MATMUL_PRECISIONS:
         raise LighttokenError(
@@ -205,16 +216,24 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         )
     callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
     if config.resume:
+        for each in callbacks:  # the same folder when it goes on, or it would forget which epoch was best
+            if isinstance(each, ModelCheckpoint):
+                each.dirpath = str(resume_folder(config) / "best")
         last = ModelCheckpoint(resume_folder(config), filename=Path(CHECKPOINT_FILE).stem, save_on_train_epoch_end=True)
         callbacks.append(last)
     if not loggers:  # it refuses to work without one
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
-    watched = [str(each.monitor) for each in callbacks if hasattr(each, "monitor")]
+    watched = [str(name) for each in callbacks if (name := getattr(each, "monitor", None))]
+    if scored := [name for name in watched if not name.startswith(("dev/", "train/"))]:
+        raise LighttokenError(
+            f"callbacks watch {', '.join(scored)}, which is reported and must not be chosen by; watch dev/loss "
+            "instead, with task.dev_fraction=0.05"
+        )
     if not config.task.dev_fraction and any(name.startswith("dev/") for name in watched):
         raise LighttokenError(
             f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
         )
-    return instantiate(
+    trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
         logger=loggers,
@@ -222,14 +241,24 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         enable_progress_bar=config.progress,
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
     )
+    if trainer.world_size > 1:
+        raise LighttokenError(
+            f"trainer.devices={config.trainer.devices} makes {trainer.world_size} processes and a run is one; set "
+            "trainer.devices=1 and, to use more devices, run the jobs of a sweep at once with hydra/launcher=joblib"
+        )
+    return trainer
 
 
-def load_best(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Take the weights that a checkpoint callback found best on held-out rows; the last ones stay if none was asked."""
+def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None:
+    """Take the weights that a checkpoint callback found best on held-out rows; the last ones stay if none was asked.
+
+    `keep` leaves the file, for a run that is resumed from here.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             module.load_state_dict(torch.load(callback.best_model_path, weights_only=True)["state_dict"])
-            Path(callback.best_model_path).unlink()
+            if not keep:
+                Path(callback.best_model_path).unlink()
 
 
 def resume_folder(config: DictConfig) -> Path:

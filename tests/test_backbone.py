@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
-from lighttoken.backbone import Backbone, find_embedding, model_bytes, reduce_precision
+from lighttoken.backbone import Backbone, find_embedding, model_bytes, position_count, reduce_precision
 
 
 def test_a_checkpoint_on_disk_gives_tokenizer_table_and_classifier(checkpoint, architecture):
@@ -29,6 +29,28 @@ def test_the_new_head_is_drawn_from_the_random_state(checkpoint):
         heads.append(backbone.classifier(2).classifier.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_checkpoint_with_a_head_of_this_size_keeps_it_and_any_other_is_new(make_model, tokenizer, tmp_path):
+    tuned = make_model("bert", AutoModelForSequenceClassification)
+    tuned.config.problem_type = "regression"
+    tuned.save_pretrained(tmp_path)
+    backbone = Backbone("tiny", path=str(tmp_path))
+    kept = backbone.classifier(2)
+    assert torch.equal(kept.classifier.weight, tuned.classifier.weight)
+    assert kept.config.problem_type == "single_label_classification"
+    other = backbone.classifier(1)
+    assert other.classifier.weight.shape == (1, 32)
+    assert other.config.problem_type == "regression"
+    assert torch.equal(find_embedding(other).weight, find_embedding(tuned).weight)
+
+
+def test_the_places_that_a_model_has_are_those_it_takes(make_model, architecture):
+    model = make_model(architecture).eval()
+    places = position_count(model)
+    model(input_ids=torch.full((1, places), 7))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(input_ids=torch.full((1, places + 1), 7))
 
 
 def test_minilm_is_read_from_the_installed_package():

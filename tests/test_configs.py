@@ -256,3 +256,20 @@ def test_wandb_is_offline_unless_there_is_a_key(monkeypatch, tmp_path):
     assert compose().logger.wandb.offline is False
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert compose().logger.wandb.offline is True
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "told"),
+    [
+        ("bert", "cola", {"learning_rate": 2e-5, "batch_size": 32, "max_epochs": 3, "weight_decay": 0.01}),
+        ("bert", "squad", {"learning_rate": 3e-5, "batch_size": 12, "max_epochs": 2, "weight_decay": 0.01}),
+        ("roberta", "sst2", {"learning_rate": 1e-5, "batch_size": 32, "max_epochs": 10, "weight_decay": 0.1}),
+        ("roberta", "rte", {"learning_rate": 2e-5, "batch_size": 16, "max_epochs": 10, "weight_decay": 0.1}),
+        ("roberta", "squad", {"learning_rate": 1.5e-5, "batch_size": 48, "max_epochs": 2, "weight_decay": 0.01}),
+    ],
+)
+def test_a_recipe_is_what_is_published_for_the_task(recipe, task, told):
+    config = compose(f"task={task}", f"recipe={recipe}")
+    found = {**config.finetune, **config.trainer, "batch_size": config.task.batch_size}
+    assert {name: found[name] for name in told} == told
+    assert compose(f"task={task}", f"recipe={recipe}", "finetune.learning_rate=1e-3").finetune.learning_rate == 1e-3

@@ -70,6 +70,19 @@ def test_dropout_is_on_while_training(module, data):
     assert modes == [True] * 8
 
 
+def test_every_batch_of_a_step_has_a_dropout_of_its_own(module, data):
+    def draw(accumulated: int) -> list[int]:
+        seeds, tuner = [], module()
+        forward = tuner.forward
+        tuner.forward = lambda **batch: (tuner.training and seeds.append(torch.initial_seed()), forward(**batch))[1]
+        torch.manual_seed(5)
+        fit(tuner, data(), accumulate_grad_batches=accumulated)
+        return seeds
+
+    assert len(set(draw(1))) == 16  # 2 epochs of 64 rows by 8
+    assert draw(3) == draw(1)
+
+
 @pytest.mark.parametrize("codec", ["svd", "none"])
 def test_a_frozen_embedding_stays_and_the_backbone_moves(module, data, codec):
     tuner = module(codec=codec)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from lighttoken import LighttokenError, compression, load_table
 from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
 from lighttoken.backbone import load_teacher
+from lighttoken.finetune import FineTuner
 
 QUICK = [
     "codec.state_bits=6",
@@ -307,8 +309,6 @@ def test_compress_to_a_quality_shows_the_plan(command, checkpoint):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
-    from lighttoken.finetune import FineTuner
-
     weights: list[dict] = []
     original = FineTuner.training_step
 
@@ -335,6 +335,33 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not checkpoint.exists()  # the run is done; the same command starts a new one
+
+
+@pytest.mark.parametrize("callback", ["best_checkpoint", "early_stopping"])
+@pytest.mark.parametrize("place", ["training", "evaluation"])
+def test_a_killed_run_goes_on_to_the_epoch_that_held_out_rows_choose(train, monkeypatch, callback, place):
+    def killed(self, batch, batch_idx, *others):
+        if self.current_epoch == 1 if place == "training" else self.trainer.state.fn == "validate":
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx, *others)
+
+    # With such a rate the first epoch is the best one, and the loss rises after it.
+    settings = ["trainer.max_epochs=4", "finetune.learning_rate=0.02", "task.dev_fraction=0.3", "logger=csv"]
+    settings += [f"callbacks={callback}", "codec=none"]
+    _, whole, folder = train(*settings)
+    with (folder / "metrics.csv").open() as file:
+        epochs = len([row for row in csv.DictReader(file) if row["dev/loss"]]) - 1  # and the evaluation
+    assert epochs == (2 if callback == "early_stopping" else 4)
+    name = "training_step" if place == "training" else "validation_step"
+    step = getattr(FineTuner, name)
+    monkeypatch.setattr(FineTuner, name, killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(*settings, "resume=true")
+    monkeypatch.setattr(FineTuner, name, step)
+    _, resumed, _ = train(*settings, "resume=true")
+    assert resumed["resumed"]
+    assert resumed["metrics"] == whole["metrics"]
+    assert not list(Path("outputs").rglob("*.ckpt"))
 
 
 def test_a_run_learns_from_an_uncompressed_one(train, checkpoint, sst2):
@@ -392,12 +419,24 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
             "unknown backbone_precision='int3'; choose one of float32, float16, bfloat16, int8",
         ),
         ("matmul_precision=low", "unknown matmul_precision='low'; choose one of highest, high, medium"),
+        ("trainer.devices=2", "trainer.devices=2 makes 2 processes and a run is one; set trainer.devices=1"),
+        (
+            "callbacks=early_stopping callbacks.early_stopping.monitor=val/loss task.dev_fraction=0.3",
+            "callbacks watch val/loss, which is reported and must not be chosen by; watch dev/loss instead",
+        ),
+        (
+            "task.max_length=600",
+            "task=sst2 has rows of 600 tokens and model=tiny_bert takes 40; set task.max_length=40",
+        ),
         ("predict=true", "predict=true needs the split 'test' of task=sst2; found train, validation"),
     ],
 )
 def test_what_cannot_be_done_at_the_end_is_refused_at_the_start(command, checkpoint, sst2, monkeypatch, asked, message):
     monkeypatch.setattr("lightning.Trainer.fit", lambda *args, **kwargs: pytest.fail("it should not train"))
     arguments = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "logger=none", "progress=false"]
-    code, _, err = command("train", *arguments, asked)
+    if "max_length" in asked:
+        long = {"sentence": ["good " * 700, "bad"], "label": [1, 0]}
+        Dataset.from_dict(long).to_parquet(sst2 / "train.parquet")
+    code, _, err = command("train", *arguments, "trainer.accelerator=cpu", *asked.split())
     assert code == 2
     assert message in err

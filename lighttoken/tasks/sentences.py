@@ -49,6 +49,12 @@ class SentenceData(TaskData):
         """Raises LighttokenError, besides, for the first row without a text or with a label that is none."""
         raw = super()._checked(raw)
         for split in {"train", *self.validation_splits.values()}:
+            names = getattr(raw[split].features["label"], "names", None)
+            if names and self.label_names and list(names) != list(self.label_names):
+                raise LighttokenError(
+                    f"the labels of the split {split!r} of task={self.name} are {', '.join(names)} in this order and "
+                    f"the task has {', '.join(self.label_names)}; store them in that order, or as names"
+                )
             texts = zip(*(raw[split][column] for column in self.text_columns), strict=True)
             for i, (text, label) in enumerate(zip(texts, raw[split]["label"], strict=True)):
                 if not all(isinstance(each, str) for each in text):
@@ -122,6 +128,7 @@ def _tokenize(
     version: str,
 ) -> dict[str, list]:
     encoded = dict(tokenizer(*(rows[column] for column in columns), truncation=True, max_length=max_length))
-    labels = rows.get("label", [-1] * len(encoded["input_ids"]))
-    labels = [label_type(label_names.index(label) if label in label_names else label) for label in labels]
+    told = rows.get("label", [None] * len(encoded["input_ids"]))  # those of test splits are not public
+    labels = [label_names.index(label) if label in label_names else label for label in told]
+    labels = [label_type(-1 if label is None else label) for label in labels]
     return encoded | {"labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}

@@ -62,6 +62,7 @@ class Squad(TaskData):
                 f"task.stride is {stride} and a window has room for {room} tokens of the context; "
                 "set a smaller task.stride or a larger task.max_length"
             )
+        self.tokenizer.padding_side = "right"  # places of answers are counted from the left
         self.rows: dict[str, Dataset] = {}  # questions as they are told
         self.windows: dict[str, Dataset] = {}  # of each split to score: the row and the offsets of every window
 
@@ -140,6 +141,11 @@ class Squad(TaskData):
         """
         split = self.validation_splits.get(name, name)
         rows, windows = self.rows[split], self.windows[split]
+        if len(starts) != len(windows):
+            raise LighttokenError(
+                f"{len(starts)} of {len(windows)} windows of {split} were answered and questions are scored as "
+                "wholes; shorten the splits with limit_rows instead of trainer.limit_val_batches"
+            )
         best = [(-float("inf"), "")] * len(rows)
         contexts = list(rows["context"])
         for window, start, end in zip(windows, starts, ends, strict=True):
@@ -168,15 +174,18 @@ class SquadScore(Metric):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         for name in ("exact", "overlap", "total"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, answers: list[dict[str, Any]], references: list[dict[str, Any]]) -> None:
         """Answers (id, prediction_text) and references (id, answers: text), in the same order."""
+        exact, overlap = 0, 0.0
         for answer, reference in zip(answers, references, strict=True):
             words, truths = _words(answer["prediction_text"]), list(map(_words, reference["answers"]["text"]))
-            self.exact += max(words == truth for truth in truths)
-            self.overlap += max(_f1(words, truth) for truth in truths)
-            self.total += 1
+            exact += max(words == truth for truth in truths)
+            overlap += max(_f1(words, truth) for truth in truths)
+        self.exact += exact
+        self.overlap += overlap
+        self.total += len(answers)
 
     def compute(self) -> dict[str, Tensor]:
         """`exact_match` and `f1`, 0 to 100."""

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from hydra.utils import instantiate
+from torchmetrics.classification import BinaryMatthewsCorrCoef
 
+from lighttoken import LighttokenError
 from lighttoken.tasks.average import glue_average, task_score
+from lighttoken.tasks.glue import MatthewsCorrCoef
 from tests.conftest import WORDS
 from tests.test_configs import compose
 
@@ -95,6 +99,58 @@ def test_every_layout_gives_the_same_rows(tmp_path, tokenizer, task, layout):
         expected = rows(task, split)
         for column in [*TEXTS[task], *([] if split.startswith("test") else ["label"])]:
             assert list(found[split][column]) == expected[column], (split, column)
+
+
+def read_tsv(folder: Path, tokenizer, task: str = "qqp"):
+    config = compose(f"task={task}", f"task.data_dir={folder}")
+    return instantiate(config.task, tokenizer=tokenizer).read_splits()
+
+
+def test_broken_lines_are_left_out_of_training_and_counted_and_refused_elsewhere(tmp_path, tokenizer, caplog):
+    write(tmp_path, "qqp", "tsv")
+    broken = '7\t8\t9\tHow good\n"\tWas it bad?\t0\n7\t8\t9\ta\tb\tc\t0\n'
+    train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
+    lines = train.read_text().splitlines(keepends=True)
+    train.write_text("".join([*lines[:4], broken, *lines[4:]]))
+    found = read_tsv(tmp_path, tokenizer)["train"]
+    for column in ("question1", "question2", "label"):
+        assert list(found[column]) == rows("qqp", "train")[column]
+    assert "3 of 15 rows are broken and left out; row 3 has 4 fields instead of 6" in caplog.text
+    dev.write_text(dev.read_text() + broken)
+    with pytest.raises(LighttokenError, match=r"dev\.tsv: row 12 has 4 fields instead of 6"):
+        read_tsv(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "it is empty"),
+        ("id\tquestion1\tquestion2\n", "no column is_duplicate among id, question1, question2"),
+        ("question1\tquestion2\tis_duplicate\na\tb\t0\na\tb\tyes\n", "row 1 has the label 'yes'"),
+    ],
+)
+def test_what_is_wrong_with_a_tsv_is_told(tmp_path, tokenizer, content, message):
+    write(tmp_path, "qqp", "tsv")
+    (tmp_path / "train.tsv").write_text(content)
+    with pytest.raises(LighttokenError, match=f"cannot get task=qqp from .*train.tsv: {message}"):
+        read_tsv(tmp_path, tokenizer)
+
+
+def test_characters_that_end_lines_elsewhere_end_no_row_of_a_tsv(tmp_path, tokenizer):
+    write(tmp_path, "sst2", "tsv")
+    text = "one\rtwo\u2028three\x85four"
+    (tmp_path / "test.tsv").write_bytes(f"\ufeffindex\tsentence\r\n0\t{text}\r\n1\tbad\r\n".encode())
+    assert list(read_tsv(tmp_path, tokenizer, "sst2")["test"]["sentence"]) == [text, "bad"]
+
+
+def test_matthews_correlation_is_0_for_a_constant_answer_and_else_that_of_torchmetrics():
+    labels = torch.tensor([0, 1, 1, 1, 0, 1])
+    for answers in (torch.zeros(6), torch.ones(6)):
+        assert MatthewsCorrCoef()(answers.long(), labels) == 0
+        assert MatthewsCorrCoef()(labels, answers.long()) == 0
+        assert MatthewsCorrCoef()(answers.long(), answers.long()) == 0
+    for answers in (torch.tensor([0, 1, 0, 1, 1, 1]), labels, 1 - labels):
+        assert MatthewsCorrCoef()(answers, labels) == pytest.approx(float(BinaryMatthewsCorrCoef()(answers, labels)))
 
 
 @pytest.mark.parametrize("task", list(TEXTS))

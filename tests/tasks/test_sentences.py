@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from torchmetrics.classification import BinaryAccuracy
 
 from lighttoken import LighttokenError
@@ -186,6 +186,21 @@ def test_a_row_that_cannot_be_learnt_from_is_named(tokenizer, sst2, sentence, la
     Dataset.from_dict(told).to_parquet(sst2 / "train.parquet")
     with pytest.raises(LighttokenError, match=re.escape(message)):
         glue(tokenizer, sst2, **settings).prepare_data()
+
+
+def test_classes_in_another_order_are_refused(tokenizer, sst2):
+    names = ClassLabel(names=["fine", "bad"])
+    rows = Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}).cast_column("label", names)
+    rows.to_parquet(sst2 / "train.parquet")
+    with pytest.raises(LighttokenError, match="of task=sst2 are fine, bad in this order and the task has bad, fine"):
+        glue(tokenizer, sst2, label_names=["bad", "fine"]).prepare_data()
+
+
+def test_labels_of_a_test_split_may_be_empty(tokenizer, sst2):
+    (sst2 / "test.jsonl").write_text('{"sentence": "a", "label": null}\n{"sentence": "b", "label": null}\n')
+    data = glue(tokenizer, sst2, submission={"test": "SST-2"})
+    data.setup()
+    assert list(data.splits["test"]["labels"]) == [-1, -1]
 
 
 def test_classes_may_be_told_by_name(tokenizer, sst2):

@@ -109,6 +109,24 @@ def test_windows_cover_the_context_and_their_labels_are_the_answer(squad, tokeni
     assert all(each == words for each in seen.values())
 
 
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_labels(squad, tokenizer):
+    tokenizer.padding_side = "left"
+    data = squad()
+    (batch,) = data.loader(data.splits["validation"].select(range(8)), 8)
+    spans = [
+        tokenizer.decode(ids[start : end + 1])
+        for ids, start, end in zip(batch["input_ids"], batch["start_positions"], batch["end_positions"], strict=True)
+        if end
+    ]
+    assert spans
+    assert set(spans) <= {row["answers"]["text"][0] for row in ROWS}
+
+
+def test_a_part_of_the_windows_is_not_scored(squad):
+    with pytest.raises(LighttokenError, match=r"1 of \d+ windows of validation were answered .* limit_rows"):
+        squad().best_answers("val", [torch.zeros(16)], [torch.zeros(16)])
+
+
 def test_the_best_span_is_that_of_all_pairs_that_are_allowed():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
@@ -207,6 +225,7 @@ def test_it_trains_scores_and_answers(command, checkpoint, architecture, folder)
         "task.max_question_length=8",
         "limit_rows=8",
         "predict=true",
+        "trainer.num_sanity_val_steps=1",
         "codec=svd",
         "ratio=2.5",
         "trainer.max_epochs=1",
