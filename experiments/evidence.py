@@ -29,8 +29,8 @@ from statistics import fmean, stdev
 
 from tqdm import tqdm
 
-from lighttoken.backbone import MODEL_FOLDER
-from lighttoken.records import RECORD_FILE, retention
+from lighttoken.configs import config_dir
+from lighttoken.records import MODEL_FOLDER, RECORD_FILE, retention
 from lighttoken.sweep import Job, close, quoted, run_process
 from lighttoken.tasks.average import task_score
 
@@ -229,6 +229,12 @@ def main() -> None:
     parser.add_argument("--output", help="run folders; in outputs/, by the name of the folder, if not given")
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="of every run")
     arguments = parser.parse_args()
+    for group, told in (("task", arguments.tasks), ("codec", arguments.codecs)):
+        names = sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
+        if unknown := sorted(set(told) - set(names)):
+            parser.error(f"unknown {group} {', '.join(unknown)}; choose among {', '.join(names)}")
+    if absent := [name for name in arguments.tasks if not Path(arguments.data, name).is_dir()]:
+        parser.error(f"--data {arguments.data} has no folder {', '.join(absent)}")
     arguments.output = arguments.output or f"outputs/{arguments.folder.resolve().name}"
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "records.csv"

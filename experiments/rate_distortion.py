@@ -47,7 +47,7 @@ import matplotlib.pyplot as plt
 RATIOS = (5, 10, 25, 50, 103, 200)
 TENTHS = [f"nmse_tenth_{i}" for i in range(1, 11)]  # rows by rising frequency
 COLUMNS = [
-    *("codec", "ratio_asked", "ratio", "bytes", "shape", "nmse", "weighted_nmse", "cosine"),
+    *("model", "codec", "ratio_asked", "ratio", "bytes", "shape", "nmse", "weighted_nmse", "cosine"),
     *("bound_nmse", "gap_db", "stsb_spearman", "sst2_accuracy", "seconds", "peak_memory_mb"),
     *TENTHS,
 ]
@@ -196,6 +196,7 @@ def run_point(name: str, ratio: float, arguments: argparse.Namespace, context: d
     bound = reverse_water_filling(spectrum, 8 * nbytes / len(table))[0] / float(table.var()) / table.shape[1]
     nmse = float(errors.mean())
     told = {
+        "model": arguments.model,
         "codec": name,
         "ratio_asked": ratio,
         "ratio": round(table.numel() * 4 / nbytes, 3),
@@ -284,9 +285,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if any(name.startswith("faiss") for name in arguments.codecs) and importlib.util.find_spec("faiss") is None:
         parser.error("the quantizers of faiss are not installed; run pip install -e '.[baselines,benchmark,demo]'")
+    known = {ratio for name in arguments.codecs for ratio in CODECS[name][1]}
+    if unknown := sorted(set(arguments.ratios or ()) - known):
+        parser.error(f"these codecs are not run at {unknown}; choose among {sorted(known)}")
+    if not (Path(arguments.data) / "stsb/validation.parquet").is_file():
+        parser.error(f"there is no stsb/validation.parquet in --data {arguments.data}; give the folder of GLUE")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = arguments.folder / "rate_distortion.csv"
-    rows = read(results) if results.exists() else []
+    rows = [{"model": "minilm_l6"} | row for row in (read(results) if results.exists() else [])]
+    if others := {row["model"] for row in rows} - {arguments.model}:
+        parser.error(f"{results} has rows of {', '.join(others)}; give --model {arguments.model} a folder of its own")
     done = {(row["codec"], float(row["ratio_asked"])) for row in rows}
     points = [(name, ratio) for name in arguments.codecs for ratio in CODECS[name][1]]
     points = [point for point in points if point not in done and (not arguments.ratios or point[1] in arguments.ratios)]
@@ -321,7 +329,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def write_markdown(rows: list[dict[str, str]], path: Path) -> None:
     """The columns one looks at first; the CSV has them all."""
-    columns = [name for name in COLUMNS if name not in ("ratio_asked", "bytes", *TENTHS)]
+    columns = [name for name in COLUMNS if name not in ("model", "ratio_asked", "bytes", *TENTHS)]
     columns = [name for name in columns if any(row[name] for row in rows)]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]

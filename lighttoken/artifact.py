@@ -138,7 +138,10 @@ class CompressedTable:
 
         Raises LighttokenError for ids that are not integers or not in the table.
         """
-        ids = torch.arange(self.shape[0]) if ids is None else torch.as_tensor(ids)
+        try:
+            ids = torch.arange(self.shape[0]) if ids is None else torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LighttokenError(f"ids of type {type(ids).__name__} are no tensor: {error}; pad them first") from error
         flat = ids.reshape(-1).cpu()
         if flat.numel() and (flat.is_floating_point() or flat.dtype == torch.bool):
             raise LighttokenError(f"ids are integers, got {flat.dtype}; convert them with .long()")

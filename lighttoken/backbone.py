@@ -26,8 +26,8 @@ from lighttoken.artifact import CompressedTable
 from lighttoken.embedding import CompressedEmbedding, CompressedHead, SharedEmbedding, Tie
 from lighttoken.errors import LighttokenError
 from lighttoken.loading import attach
+from lighttoken.records import MODEL_FOLDER
 
-MODEL_FOLDER = "model"  # of a run that kept its model
 BackbonePrecision = Literal["float32", "float16", "bfloat16", "int8"]
 
 

@@ -11,6 +11,7 @@ import datasets
 import torch
 import transformers
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -57,6 +58,8 @@ def compress(config: DictConfig) -> CompressedTable:
         raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
     if config.quality is not None:
         check_quality(config.measure, config.quality)  # before the work, not after it
+        if ratio := [each for each in HydraConfig.get().overrides.task if each.startswith("ratio=")]:
+            raise LighttokenError(f"{ratio[0]} and quality={config.quality:g} are two goals; give one of them")
     output = Path(config.output)
     for file, held in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
         if (output / file).exists() and not config.overwrite:

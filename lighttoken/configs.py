@@ -9,6 +9,7 @@ import logging
 import netrc
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -120,6 +121,10 @@ def door(config_name: str, run: Callable[[DictConfig], Any]) -> None:
     def one_line_errors() -> Iterator[None]:
         try:
             yield
+        except SystemExit as error:
+            if type(error).__name__ == "SIGTERMException":  # Lightning's, which has no exit code
+                sys.exit(128 + signal.SIGTERM)
+            raise
         except Exception as error:
             message = one_line(error, config_name)
             if show_traceback or message is None:

@@ -226,9 +226,10 @@ class CompressedEmbedding(nn.Module):
         return rows
 
     def __repr__(self) -> str:
-        bits = 8 * self.codes.numel() * self.codes.element_size() / self.num_embeddings
+        size = 8 * self.codes.numel() * self.codes.element_size() / self.num_embeddings
+        bits = f", bits_per_row={size:.1f}" if size else ""  # svd has no codes
         ratio = "" if self.codes.is_meta else f", ratio={self.ratio:.1f}"
-        return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}, bits_per_row={bits:.1f}{ratio})"
+        return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}{bits}{ratio})"
 
     @property
     def ratio(self) -> float:

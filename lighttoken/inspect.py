@@ -10,6 +10,7 @@ from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
     from lighttoken.artifact import CompressedTable
+    from lighttoken.backbone import Backbone
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def inspect(folder: Path, source: str | None = None) -> bool:
     from lighttoken.screen import print_plan, print_rows, quiet_imports, size
 
     quiet_imports()
+    if source is not None:
+        _backbone(source).source()  # before all that is printed
     is_checkpoint = not (folder / METADATA_FILE).exists() and (folder / "config.json").exists()
     if is_checkpoint:
         from lighttoken.loading import read_checkpoint
@@ -75,19 +78,13 @@ def verify(compressed: "CompressedTable", source: str) -> bool:
     """
     import torch
     import transformers
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
     from lighttoken.artifact import hash_table
-    from lighttoken.backbone import Backbone
     from lighttoken.codec.loss import table_errors
-    from lighttoken.configs import config_dir
     from lighttoken.screen import print_rows
 
     transformers.logging.disable_progress_bar()
-    named = Path(config_dir()) / "model" / f"{source}.yaml"
-    backbone: Backbone = instantiate(OmegaConf.load(named)) if named.is_file() else Backbone(source, path=source)
-    table = backbone.table()
+    table = _backbone(source).table()
     if tuple(table.shape) != compressed.shape:
         raise LighttokenError(
             f"the compressed table is {compressed.shape[0]} x {compressed.shape[1]} and that of {source} is "
@@ -102,6 +99,23 @@ def verify(compressed: "CompressedTable", source: str) -> bool:
         rows.append((name, f"{errors[name]:.6g}" + ("" if told is None else f" (told: {told:.6g})")))
     print_rows(f"against {source}", rows)
     return same
+
+
+def _backbone(source: str) -> "Backbone":
+    """The model of a `--verify`. Raises LighttokenError if it is neither a checkpoint's folder nor a name."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from lighttoken.backbone import Backbone
+    from lighttoken.configs import config_dir
+
+    names = Path(config_dir()) / "model"
+    if (names / f"{source}.yaml").is_file():
+        return instantiate(OmegaConf.load(names / f"{source}.yaml"))
+    if not Path(source, "config.json").is_file():
+        known = ", ".join(sorted(path.stem for path in names.glob("*.yaml")))
+        raise LighttokenError(f"--verify {source} is no checkpoint: give its folder, or one of {known}")
+    return Backbone(source, path=source)
 
 
 if __name__ == "__main__":

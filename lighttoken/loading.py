@@ -155,6 +155,8 @@ def read_checkpoint(directory: Path) -> CompressedTable:
         }
         compressed = replace(empty, tensors=tensors)
         compressed.check()
+    except LighttokenError:
+        raise
     except (OSError, *DAMAGES) as error:
         raise LighttokenError(f"{directory} is damaged ({type(error).__name__}: {error}); make it again") from error
     return compressed

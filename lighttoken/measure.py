@@ -57,11 +57,12 @@ def measure_artifact(table: Tensor, compressed: CompressedTable, frequencies: Te
 
 
 def bytes_by_part(compressed: CompressedTable) -> dict[str, int]:
-    """Bytes of each part of an artifact, scales counted with what they scale; they add up to its `nbytes`."""
+    """Bytes of each part of an artifact, largest first, scales with what they scale; they add up to `nbytes`."""
     sizes: dict[str, int] = {}
     for name, tensor in compressed.tensors.items():
         part = name.removesuffix(".scale")
         sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
+    sizes = dict(sorted(sizes.items(), key=lambda part: (-part[1], part[0])))
     return sizes | {"description": compressed.nbytes - sum(sizes.values())}
 
 

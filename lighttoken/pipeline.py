@@ -12,9 +12,11 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
@@ -23,7 +25,6 @@ from lighttoken.artifact import (
     make_directory,
 )
 from lighttoken.backbone import (
-    MODEL_FOLDER,
     Backbone,
     check_precision,
     find_embedding,
@@ -39,7 +40,7 @@ from lighttoken.compression import make_artifact, quiet_libraries
 from lighttoken.dashboard.wandb_run import close_run, open_run, staging_in
 from lighttoken.errors import LighttokenError
 from lighttoken.measure import common_frequencies, measure_artifact, measure_table
-from lighttoken.records import Record, asked_for, find_reference, make_paths_absolute
+from lighttoken.records import MODEL_FOLDER, Record, asked_for, find_reference, make_paths_absolute
 from lighttoken.screen import print_closing_table
 from lighttoken.tasks.data import TaskData
 
@@ -185,6 +186,7 @@ def fine_tune(
     checkpoint = resume_folder(config) / CHECKPOINT_FILE
     if config.resume and checkpoint.is_file():
         record.resumed = str(checkpoint)
+        log.info("going on from %s", checkpoint)
     trainer.fit(module, data, ckpt_path=record.resumed, weights_only=True)
     return module
 
@@ -208,7 +210,7 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
     """The trainer with its callbacks.
 
     Raises LighttokenError for callbacks that watch rows which are only ever scored, or held-out rows if there are none,
-    for more than one process, and for an unknown `matmul_precision`.
+    for more than one process, for devices that are not there, and for an unknown `matmul_precision`.
     """
     if config.matmul_precision not in MATMUL_PRECISIONS:
         raise LighttokenError(
@@ -233,14 +235,23 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         raise LighttokenError(
             f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
         )
-    trainer: L.Trainer = instantiate(
-        config.trainer,
-        callbacks=callbacks,
-        logger=loggers,
-        default_root_dir=str(directory),
-        enable_progress_bar=config.progress,
-        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
-    )
+    told = {
+        "callbacks": callbacks,
+        "logger": loggers,
+        "default_root_dir": str(directory),
+        "enable_progress_bar": config.progress,
+        "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
+    }
+    try:
+        trainer: L.Trainer = instantiate(config.trainer, **told)
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, MisconfigurationException):
+            raise
+        asked = ", ".join(f"trainer.{name}={config.trainer[name]}" for name in ("accelerator", "devices", "precision"))
+        said = str(error.__cause__).splitlines()[0].rstrip(".")
+        raise LighttokenError(
+            f"{asked} do not work here: {said}; trainer.accelerator=auto takes what there is"
+        ) from error
     if trainer.world_size > 1:
         raise LighttokenError(
             f"trainer.devices={config.trainer.devices} makes {trainer.world_size} processes and a run is one; set "

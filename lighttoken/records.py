@@ -28,6 +28,7 @@ from lighttoken.errors import LighttokenError
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
+MODEL_FOLDER = "model"  # of a run that kept its model
 LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
 # What may differ between a run and the uncompressed one that its score is compared with.
 NOT_RECIPE = (
@@ -98,7 +99,7 @@ class Record:
             yield self
             self.status = "done"
         except BaseException as error:
-            self.status, self.error = "failed", f"{type(error).__name__}: {error}"
+            self.status, self.error = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:
             self.peak_memory_bytes = _peak_memory()

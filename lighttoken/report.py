@@ -79,7 +79,6 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
         raise LighttokenError(f"the report needs {library}; run pip install 'lighttoken[report]'") from error
     from lighttoken.artifact import make_directory
 
-    make_directory(output)
     # Run folders are linked, so the server shows what holds them, as long as the page lies in there.
     root = folders[0] if output.resolve().is_relative_to(folders[0].resolve()) else output
     shown = root if port is not None else None
@@ -91,6 +90,7 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
     if not runs and not watch:
         names = " and ".join(map(str, folders))
         raise LighttokenError(f"there is no record.json under {names}; run python -m lighttoken.train first")
+    make_directory(output)
     page = write(runs, WATCH_SECONDS if watch else None)
     files = [*write_figures(make_charts(runs), output), *write_tables(runs, output)]
     print(
@@ -121,13 +121,20 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
 def serve(root: Path, port: int) -> ThreadingHTTPServer:
     """Serve a folder on 127.0.0.1 in a thread; port 0 takes any free one. Raises LighttokenError if it is taken."""
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(root)))
+        server = _Server(("127.0.0.1", port), partial(_Handler, directory=str(root)))
     except (OSError, OverflowError) as error:
         raise LighttokenError(
             f"port {port} of 127.0.0.1 cannot be had ({error}); give another: --serve PORT"
         ) from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Silent about a browser that left before it had the whole page; else a traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(SimpleHTTPRequestHandler):

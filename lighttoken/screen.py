@@ -13,8 +13,11 @@ from lighttoken.records import Record, is_reference
 
 
 def quiet_imports() -> None:
-    """Keep out of the terminal what torchao says when transformers looks whether it is there. Before that import."""
-    for name in ("torchao", "torch.utils._pytree"):
+    """Keep out of the terminal what torchao says when transformers looks whether it is there, and faiss of its own.
+
+    To be called before those imports.
+    """
+    for name in ("torchao", "torch.utils._pytree", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -104,11 +104,11 @@ def run_process(command: list[str], folder: str) -> int:
 
 def close(job: Job, code: int) -> None:
     """Enter how the process of a job ended; the record of one that was killed says so from now on."""
-    if code == 0:
-        return
-    job.status = "failed"
     path = Path(job.folder, RECORD_FILE)
     record = json.loads(path.read_bytes()) if path.is_file() else {}
+    if code == 0 and record.get("status", "done") == "done":
+        return
+    job.status = "failed"
     if code < 0 or record.get("status") == "running":
         job.error = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if record:

@@ -85,6 +85,8 @@ def test_ids_outside_the_table_are_refused(id):
 
 @pytest.mark.parametrize("ids", [[1.7], [True]])
 def test_ids_that_are_no_integers_are_refused(ids):
+    with pytest.raises(LighttokenError, match="ids of type list are no tensor: expected sequence of length 2 .*; pad"):
+        make().decode([[1, 2], [3]])
     with pytest.raises(LighttokenError, match=r"ids are integers, got torch\.(float32|bool)"):
         make().decode(ids)
 

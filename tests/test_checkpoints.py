@@ -159,7 +159,10 @@ def test_inspect_says_what_it_cannot_read(command, compress, checkpoint, tmp_pat
     assert "no artifact at" in err
     code, _, err = command("inspect", str(checkpoint()))
     assert code == 2
-    assert "has no compressed table; compress it with lighttoken.compress" in err
+    assert err == f"error: {checkpoint()} has no compressed table; compress it with lighttoken.compress\n"
+    code, out, err = command("inspect", str(checkpoint()), "--verify", "nowhere")
+    assert (code, out) == (2, "")
+    assert "--verify nowhere is no checkpoint: give its folder, or one of bert_base, " in err
     compress()
     path = Path("packed/model.safetensors")
     path.write_bytes(path.read_bytes()[:-50])

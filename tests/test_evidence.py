@@ -92,6 +92,23 @@ def test_a_grid_ends_whatever_fails_and_the_same_command_goes_on(checkpoint, sst
     assert {path: path.stat().st_mtime_ns for path in Path("runs_of_grid/runs").glob("*/record.json")} == written
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "colaa"], "unknown task colaa; choose among cola, mnli"),
+        (["--codecs", "foo"], "unknown codec foo; choose among compositional_codes"),
+        (["--tasks", "cola", "rte"], "has no folder rte"),
+    ],
+)
+def test_what_is_not_there_is_told_before_the_first_run(monkeypatch, capsys, tmp_path, arguments, message):
+    (tmp_path / "cola").mkdir()
+    monkeypatch.setattr(sys, "argv", ["evidence", "grid", "--data", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err
+    assert not Path("grid").exists()
+
+
 def test_a_run_that_is_killed_ends_no_grid(monkeypatch, tmp_path):
     told = {"data": str(tmp_path), "output": "a, folder=of 'runs'", "overrides": [], "distill": False, "workers": 2}
     arguments, ended = Namespace(**told), []

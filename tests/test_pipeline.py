@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -179,6 +180,18 @@ def test_the_uncompressed_run_and_a_compressed_one_start_from_the_same_head_and_
     assert record["metrics"]["val/loss"] == pytest.approx(reference["metrics"]["val/loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_run_that_is_told_to_end_does_not_pass_for_done(train, monkeypatch, sweep):
+    def told(self, batch, batch_idx):
+        raise SIGTERMException
+
+    monkeypatch.setattr(FineTuner, "training_step", told)
+    folder = f"hydra.{'sweep' if sweep else 'run'}.dir=outputs/runs/it"
+    train(folder, "hydra.sweep.subdir=.", *sweep, code=143)
+    record = json.loads(Path("outputs/runs/it/record.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", "SIGTERMException")
+
+
 def test_a_failed_run_is_recorded_with_its_error(train):
     _, record, _ = train("ratio=5000", code=2)
     assert record["status"] == "failed"
@@ -290,6 +303,8 @@ def test_compress_of_nothing_is_refused(command):
 
 
 def test_compress_to_a_quality_shows_the_plan(command, checkpoint):
+    code, _, err = command("compress", "quality=0.3", "ratio=30", "output=kept")
+    assert (code, err) == (2, "error: ratio=30 and quality=0.3 are two goals; give one of them\n")
     arguments = ["codec.state_bits=6", "codec.prior=zipf", "codec.metric=euclidean", "progress=false"]
     arguments += [f"model.path={checkpoint()}", "output=table", "quality=0.4", "measure=nmse"]
     code, out, err = command("compress", *arguments)
@@ -419,6 +434,10 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
             "unknown backbone_precision='int3'; choose one of float32, float16, bfloat16, int8",
         ),
         ("matmul_precision=low", "unknown matmul_precision='low'; choose one of highest, high, medium"),
+        (
+            "trainer.accelerator=gpu",
+            "trainer.accelerator=gpu, trainer.devices=1, trainer.precision=32-true do not work here: No supported gpu",
+        ),
         ("trainer.devices=2", "trainer.devices=2 makes 2 processes and a run is one; set trainer.devices=1"),
         (
             "callbacks=early_stopping callbacks.early_stopping.monitor=val/loss task.dev_fraction=0.3",

@@ -95,6 +95,20 @@ def test_the_record_of_a_killed_job_says_so(tmp_path):
     assert json.loads((tmp_path / "record.json").read_text()) == {"status": "failed", "error": "killed by SIGKILL"}
 
 
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        ({"status": "failed", "error": "SIGTERMException"}, "SIGTERMException"),
+        ({"status": "running", "error": None}, "ended with exit code 0"),
+    ],
+)
+def test_an_exit_code_of_0_does_not_hide_a_record_that_is_not_done(tmp_path, record, error):
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    job = Job(0, [], str(tmp_path), "done")
+    close(job, 0)
+    assert (job.status, job.error) == ("failed", error)
+
+
 def test_a_job_without_a_record_fails_with_its_last_line(tmp_path):
     job = Job(0, [], str(tmp_path / "new"), "done")
     close(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -108,15 +109,15 @@ def compress_table(
     Raises LighttokenError for an unknown codec, a table that is not a finite matrix, a ratio that is not above 1 or
     cannot be met, and weights that do not fit the table.
     """
-    if isinstance(codec, str):
-        if codec not in CODECS:
-            raise LighttokenError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}")
+    if isinstance(codec, str) and codec in CODECS:
         codec = _default_codec(codec)
+    if isinstance(codec, str) or not hasattr(codec, "compress"):
+        raise LighttokenError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}")
     table = _checked_table(table)
     weights = _checked_weights(weights, len(table))
     metric = _checked_metric(metric, table.shape[1])
-    if not (math.isfinite(ratio) and ratio > 1):
-        raise LighttokenError(f"ratio {ratio:g} does not compress: it must be above 1, for example ratio=25")
+    if not (isinstance(ratio, Real) and math.isfinite(ratio) and ratio > 1):
+        raise LighttokenError(f"ratio {ratio!r} does not compress: it must be a number above 1, for example ratio=25")
     told = {"prior": "given" if bool((weights != 1).any()) else "uniform"}
     told |= {"metric": "euclidean" if metric is None else "given"}
     empty = CompressedTable(
@@ -168,7 +169,7 @@ def compress_to_quality(
     best, ratio = None, 25.0
     failure = LighttokenError(f"no artifact keeps {measure} at {bound:g}; choose another quality")
     # Ratio and error: of the largest ratio seen to keep the bound, of the smallest seen not to.
-    low, high = (1.5, 0.0), (math.inf, 1.0)
+    low, high, width = (1.5, 0.0), (math.inf, 1.0), math.inf
     for _ in range(12):
         try:
             compressed = compress_table(table, codec, ratio, progress=progress, **settings)
@@ -192,7 +193,9 @@ def compress_to_quality(
                 )
         if high[0] < low[0] * (1 + tolerance):
             break
-        ratio = _between(low, high, wanted)
+        before, width = width, high[0] / low[0]
+        # Where the line misleads, as from an error of about 0, every other step halves what is left.
+        ratio = math.sqrt(low[0] * high[0]) if width > math.sqrt(before) else _between(low, high, wanted)
     if best is None:
         raise failure
     return best
@@ -222,7 +225,15 @@ def _default_codec(name: str) -> Codec:
     return getattr(importlib.import_module(module), attribute)()
 
 
-def _checked_table(table: Tensor) -> Tensor:
+def _tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LighttokenError(f"{name} of type {type(values).__name__} is no tensor; pass a torch.Tensor") from error
+
+
+def _checked_table(table: Any) -> Tensor:
+    table = _tensor(table, "a table")
     if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
         raise LighttokenError(
             f"a table is a float matrix (V, d), got {table.dtype} of shape {tuple(table.shape)}; "
@@ -238,9 +249,10 @@ def _checked_table(table: Tensor) -> Tensor:
     return table
 
 
-def _checked_metric(metric: Tensor | None, dim: int) -> Tensor | None:
+def _checked_metric(metric: Any, dim: int) -> Tensor | None:
     if metric is None:
         return None
+    metric = _tensor(metric, "a metric")
     if metric.shape != (dim, dim):
         raise LighttokenError(
             f"the metric has shape {tuple(metric.shape)}, a table of width {dim} needs ({dim}, {dim})"
@@ -253,9 +265,10 @@ def _checked_metric(metric: Tensor | None, dim: int) -> Tensor | None:
     return metric
 
 
-def _checked_weights(weights: Tensor | None, rows: int) -> Tensor:
+def _checked_weights(weights: Any, rows: int) -> Tensor:
     if weights is None:
         return torch.ones(rows)
+    weights = _tensor(weights, "weights")
     if weights.shape != (rows,):
         raise LighttokenError(f"weights have shape {tuple(weights.shape)} and the table {rows} rows; pass one per row")
     if not bool((weights.isfinite() & (weights > 0)).all()):

@@ -52,11 +52,12 @@ def test_more_states_give_a_smaller_error(table):
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("ratio", [8, 16, 24])
-def test_the_plan_predicts_the_error(table, ratio):
+@pytest.mark.parametrize(("ratio", "accuracy"), [(8.1, 0.15), (8, 0.15), (16, 0.06), (24, 0.06)])
+def test_the_plan_predicts_the_error(table, ratio, accuracy):
+    # At 4 bits a number the fitted distortion of steps is off by up to 12 %, either way, with the plan that is chosen.
     summary = compress(table, ratio).summary
     centred = float((table - table.mean(0)).square().mean() / table.var())
-    assert summary["nmse"] == pytest.approx(summary["predicted"] * centred, rel=0.1)
+    assert summary["nmse"] == pytest.approx(summary["predicted"] * centred, rel=accuracy)
 
 
 def test_the_summary_tells_the_errors_of_the_decoded_rows(table):
@@ -185,6 +186,15 @@ def test_quality_is_kept_by_an_artifact_that_is_no_larger_than_need_be(table, me
     assert better[0] >= better[1]
     smaller = compress(table, kept.ratio * 1.05, weights=weights).summary[measure]
     assert smaller < bound if measure == "cosine" else smaller > bound
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.2])
+def test_a_search_for_a_quality_is_not_misled_by_errors_of_about_0(bound):
+    rows = torch.randn(4000, 32)  # all of its 32 components in float16, at 2x, have an error of 1e-7
+    kept = compress_to_quality(rows, "svd", measure="nmse", bound=bound, progress=False)
+    assert kept.summary["nmse"] <= bound
+    fewer = compress_table(rows, "svd", kept.ratio * 1.04, progress=False)
+    assert fewer.summary["nmse"] > bound
 
 
 def test_a_quality_that_cannot_be_kept_is_named(table):

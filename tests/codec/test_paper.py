@@ -158,8 +158,13 @@ def with_nan(table):
             lambda table: {"codec": "huffman"},
             "unknown codec 'huffman'; choose one of lighttoken, lighttoken_paper, compositional_codes, hashing",
         ),
-        (lambda table: {"ratio": 1.0}, "ratio 1 does not compress: it must be above 1"),
-        (lambda table: {"ratio": -3.0}, "ratio -3 does not compress"),
+        (lambda table: {"ratio": 1.0}, "ratio 1.0 does not compress: it must be a number above 1"),
+        (lambda table: {"codec": 5}, "unknown codec 5; choose one of lighttoken"),
+        (lambda table: {"ratio": "25"}, "ratio '25' does not compress: it must be a number above 1"),
+        (lambda table: {"table": torch.nn.Embedding(5, 3)}, "a table of type Embedding is no tensor"),
+        (lambda table: {"table": [[1.0, 2.0], [3.0]]}, "a table of type list is no tensor"),
+        (lambda table: {"weights": "all"}, "weights of type str is no tensor"),
+        (lambda table: {"ratio": -3.0}, "ratio -3.0 does not compress"),
         (lambda table: {"ratio": float("nan")}, "ratio nan does not compress"),
         (lambda table: {"ratio": 1000.0}, r"ratio 1000 cannot be met: .* above 1 and up to \d+"),
         (lambda table: {"table": with_nan(table)}, "NaN or infinite values in 2 of 1200 rows, the first in row 3"),
@@ -173,6 +178,13 @@ def test_bad_input_is_named_with_its_cure(table, change, message):
     with pytest.raises(LighttokenError, match=message) as caught:
         compress_table(**({"table": table, "codec": SMALL, "progress": False} | change(table)))
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_and_lists_are_tables_and_weights_as_tensors_are(table):
+    weights = torch.rand(1200) + 0.1
+    wanted = compress_table(table, SMALL, 4.0, weights, progress=False).decode()
+    for rows, importance in ((table.numpy(), weights.numpy()), (table.tolist(), weights.tolist())):
+        assert torch.equal(compress_table(rows, SMALL, 4.0, importance, progress=False).decode(), wanted)
 
 
 def test_the_reachable_ratio_that_the_error_names_can_be_reached(table):

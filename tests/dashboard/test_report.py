@@ -1,5 +1,7 @@
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -93,6 +95,7 @@ def test_numbers_that_json_has_no_word_for_are_left_out(command, run_folder):
 def test_nothing_to_show_is_one_line(command, arguments, message):
     code, out, err = command("report", *arguments)
     assert (code, out, err) == (2, "", f"error: {message}\n")
+    assert not list(Path().glob("*"))
 
 
 @pytest.mark.parametrize("library", ["plotly", "matplotlib"])
@@ -106,7 +109,7 @@ def test_a_missing_library_is_named_with_its_cure(command, run_folder, monkeypat
     assert err == f"error: the report needs {library}; run pip install 'lighttoken[report]'\n"
 
 
-def test_the_server_is_local_and_knows_its_name(run_folder):
+def test_the_server_is_local_and_knows_its_name(run_folder, capsys):
     run_folder()
     report([Path("outputs")], Path("outputs/report"))
     server = serve(Path("outputs"), 0)
@@ -118,6 +121,13 @@ def test_the_server_is_local_and_knows_its_name(run_folder):
         foreign = urllib.request.Request(address, headers={"Host": f"evil.example:{server.server_port}"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(foreign)
+        for place in range(20):  # browsers that leave before they have it all
+            with socket.create_connection(server.server_address) as hasty:
+                hasty.sendall(f"GET /report/index.html?{place} HTTP/1.1\r\nHost: localhost:1\r\n\r\n".encode())
+                hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with urllib.request.urlopen(address) as answer:
+            assert answer.status == 200
+        assert capsys.readouterr().err == ""
     finally:
         server.shutdown()
         server.server_close()
