@@ -459,3 +459,14 @@ def test_what_cannot_be_done_at_the_end_is_refused_at_the_start(command, checkpo
     code, _, err = command("train", *arguments, "trainer.accelerator=cpu", *asked.split())
     assert code == 2
     assert message in err
+
+
+def test_a_fine_tuned_checkpoint_is_scored_with_its_table_compressed_and_nothing_trained(train, tmp_path):
+    _, tuned, first = train("codec=none", "save_model=true", "finetune.learning_rate=0.01")
+    told = [f"model.path={first / 'model'}", "trainer.max_epochs=0"]
+    _, dense, _ = train("codec=none", *told)
+    assert dense["metrics"] == tuned["metrics"]
+    out, packed, _ = train(*told)
+    assert packed["ratio"] > 2
+    assert packed["metrics"]["val/loss"] != dense["metrics"]["val/loss"]
+    assert "retention of val/accuracy" in out
