@@ -178,11 +178,15 @@ def is_reference(record: dict[str, Any]) -> bool:
 
 
 def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
-    """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None."""
+    """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None.
+
+    Of the same kind of device, on which alone a seed draws the same numbers.
+    """
     references = [
         other
         for other in read_records(root)
         if is_reference(other) and other.get("status") == "done" and recipe(other["config"]) == recipe(record.config)
+        if (other.get("hardware") or {}).get("accelerator") == record.hardware.get("accelerator")
     ]
     return max(references, key=lambda other: other["started"], default=None)
 

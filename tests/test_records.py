@@ -86,6 +86,9 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     reference = find_reference(make(tmp_path / "mine", ratio=103), tmp_path)
     assert reference["directory"] == str(tmp_path / "new")
     assert find_reference(make(tmp_path / "mine", seed=7), tmp_path) is None
+    elsewhere = make(tmp_path / "mine", ratio=103)
+    elsewhere.hardware = elsewhere.hardware | {"accelerator": "another"}
+    assert find_reference(elsewhere, tmp_path) is None  # a seed draws other numbers there
     assert find_reference(make(tmp_path / "mine", ratio=103, distill="new", save_model=True), tmp_path) == reference
     assert len(read_records(tmp_path)) == 7
 

@@ -201,15 +201,18 @@ def _tell_apart(runs: list[Run]) -> None:
         told = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
         return told | {"trainable": trainable(config), "distilled": bool(config.get("distill"))}
 
-    def rest(config: dict[str, Any]) -> dict[str, Any]:
+    def rest(record: dict[str, Any]) -> dict[str, Any]:
+        config = record["config"]
         told = recipe(config) | {"finetune": (config.get("finetune") or {}) | {"trainable": None}}
+        # A seed draws other numbers on another kind of device: its runs there are no pairs.
+        told["accelerator"] = record["hardware"].get("accelerator")
         return {name: value for name, value in told.items() if name != "seed"}
 
     for same in codecs.values():
         for run, told in zip(same, _differences([setting(run.record["config"]) for run in same]), strict=True):
             run.variant = told
     for same in recipes.values():
-        for run, told in zip(same, _differences([rest(run.record["config"]) for run in same]), strict=True):
+        for run, told in zip(same, _differences([rest(run.record) for run in same]), strict=True):
             run.recipe = told
 
 

@@ -81,6 +81,15 @@ def test_recipes_are_not_mixed(run_folder, tmp_path):
     assert len(score_chart(points(runs)).panels) == 2
 
 
+def test_runs_on_different_kinds_of_device_are_no_pairs(run_folder, tmp_path):
+    for device, uncompressed in (("none", 0.5), ("NVIDIA H200", 0.8)):
+        run_folder("mrpc", "none", **scored(uncompressed), hardware={"accelerator": device})
+    run_folder("mrpc", "svd", **scored(0.4), hardware={"accelerator": "none"})
+    runs = gather([tmp_path / "outputs"])
+    assert {run.recipe for run in runs} == {"accelerator=none", "accelerator=NVIDIA H200"}
+    assert [run.retention for run in runs if run.codec == "svd"] == [pytest.approx(0.8)]
+
+
 def test_folders_that_overlap_give_each_run_once_and_odd_records_are_left_out(run_folder, tmp_path, caplog):
     run_folder("mrpc", "svd")
     odd = run_folder("mrpc", "pq")
