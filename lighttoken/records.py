@@ -98,7 +98,9 @@ class Record:
         try:
             yield self
             self.status = "done"
-        except BaseException as error:
+        except BaseException as ended:
+            stopped = isinstance(ended, SystemExit) and isinstance(ended.__context__, KeyboardInterrupt)
+            error = ended.__context__ if stopped else ended  # Lightning makes an exit of Ctrl-C
             self.status, self.error = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_run_that_ends_early_is_recorded_as_failed(tmp_path, error):
     written = read(tmp_path)
     assert written["status"] == "failed"
     assert written["error"].startswith(type(error).__name__)
+
+
+def test_a_run_that_was_interrupted_says_so(tmp_path):
+    with pytest.raises(SystemExit), make(tmp_path).running():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+    assert read(tmp_path)["error"] == "KeyboardInterrupt"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
