@@ -9,6 +9,8 @@ another model or recipe has a folder of its own. Each run is a process, `--worke
 small model does not fill takes many. A run that fails or is killed ends no grid: it is named at the end, and the exit
 code is 1.
 
+Another accelerator draws other numbers for a seed: what it has run has lines of its own, and references of its own.
+
 Every task has two references: `codec=none` with the embedding frozen, and with it trained. Retention is the mean score
 over that of the better reference on the same seeds; its standard error is that of paired ratios, sd(score - retention *
 reference) / (mean reference * sqrt(n)), and is not told for one seed. With `--distill` every compressed run is made a
@@ -30,7 +32,7 @@ from statistics import fmean, stdev
 from tqdm import tqdm
 
 from lighttoken.configs import config_dir
-from lighttoken.records import MODEL_FOLDER, RECORD_FILE, retention
+from lighttoken.records import MODEL_FOLDER, RECORD_FILE, hardware, retention
 from lighttoken.sweep import Job, close, quoted, run_process
 from lighttoken.tasks.average import task_score
 
@@ -43,7 +45,7 @@ TASKS: dict[str, tuple[int, tuple[str, ...]]] = {
     "sst2": (1, ("task.train_rows=12000", "trainer.max_epochs=2")),
     "squad": (1, ()),
 }
-SETTING = ("task", "codec", "trainable", "distill", "ratio")
+SETTING = ("task", "codec", "trainable", "distill", "ratio", "accelerator")
 COLUMNS = (*SETTING, "seed", "score", "metrics", "bytes", "seconds", "git_commit")
 Row = dict[str, str]
 
@@ -54,7 +56,7 @@ def grid(arguments: argparse.Namespace) -> list[Row]:
     for task in arguments.tasks:
         seeds = range(TASKS.get(task, (1, ()))[0]) if arguments.seeds is None else arguments.seeds
         for seed in seeds:
-            same = {"task": task, "seed": str(seed), "distill": "no"}
+            same = {"accelerator": arguments.accelerator, "task": task, "seed": str(seed), "distill": "no"}
             points += [same | {"codec": "none", "trainable": each, "ratio": "1"} for each in ("frozen", "decoder")]
             compressed = [
                 same | {"codec": codec, "trainable": arguments.trainable, "ratio": f"{ratio:g}"}
@@ -72,23 +74,30 @@ def key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in (*SETTING, "seed"))
 
 
+def name_of(point: Row) -> str:
+    """What a run is called on screen and its folder on disk."""
+    distilled = "_distilled" if point["distill"] == "yes" else ""
+    return f"{point['task']}_{point['codec']}_{point['ratio']}x_{point['trainable']}_seed{point['seed']}{distilled}"
+
+
 def folder_of(point: Row, arguments: argparse.Namespace) -> Path:
     """Where a run has its record: the same for the same point."""
-    distilled = "_distilled" if point["distill"] == "yes" else ""
-    name = f"{point['task']}_{point['codec']}_{point['ratio']}x_{point['trainable']}_seed{point['seed']}{distilled}"
-    return Path(arguments.output).resolve() / "runs" / name
+    return Path(arguments.output).resolve() / "runs" / name_of(point)
 
 
 def teacher_of(point: Row) -> Row:
     """The frozen reference of a point's task and seed."""
     plain = {"codec": "none", "trainable": "frozen", "distill": "no", "ratio": "1"}
-    return {"task": point["task"], "seed": point["seed"]} | plain
+    return {name: point[name] for name in ("accelerator", "task", "seed")} | plain
 
 
 def is_done(point: Row, arguments: argparse.Namespace) -> bool:
-    """Whether a run is finished, and has kept its model if it is to teach others."""
+    """Whether a run is finished here, and has kept its model if it is to teach others."""
     folder = folder_of(point, arguments)
-    if not (folder / RECORD_FILE).is_file() or json.loads((folder / RECORD_FILE).read_bytes())["status"] != "done":
+    if not (folder / RECORD_FILE).is_file():
+        return False
+    record = json.loads((folder / RECORD_FILE).read_bytes())
+    if record["status"] != "done" or record["hardware"]["accelerator"] != point["accelerator"]:
         return False
     return not arguments.distill or point != teacher_of(point) or (folder / MODEL_FOLDER).is_dir()
 
@@ -126,14 +135,14 @@ def run_all(points: list[Row], arguments: argparse.Namespace, finish: Callable[[
                 running[pool.submit(run, point, arguments)] = point
             left = [each for each in left if each not in ready]
             if not running:
-                return errors | {" ".join(key(point)): "its teacher failed" for point in left}
+                return errors | {name_of(point): "its teacher failed" for point in left}
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 point = running.pop(future)
                 if error := future.result():
-                    errors[" ".join(key(point))] = error
+                    errors[name_of(point)] = error
                 else:
                     finish(point)
-                bar.set_postfix_str(" ".join(key(point)), refresh=False)
+                bar.set_postfix_str(name_of(point), refresh=False)
                 bar.update()
 
 
@@ -160,8 +169,9 @@ def summarise(rows: list[Row]) -> list[dict[str, object]]:
         line |= {"mean": fmean(found.values()), "std": stdev(found.values()) if len(found) > 1 else None}
         references = [
             [each[seed] for seed in found]
-            for (other, name, _, distill, _), each in scores.items()
-            if (other, name, distill) == (line["task"], "none", "no") and found.keys() <= each.keys()
+            for (task, codec, _, distill, _, accelerator), each in scores.items()
+            if (task, codec, distill, accelerator) == (line["task"], "none", "no", line["accelerator"])
+            and found.keys() <= each.keys()
         ]
         if (line["codec"] != "none" or line["distill"] == "yes") and references:
             best = max(references, key=fmean)
@@ -171,12 +181,12 @@ def summarise(rows: list[Row]) -> list[dict[str, object]]:
 
 
 def _order(place: tuple[str, ...]) -> tuple:
-    task, codec, trainable, distill, ratio = place
-    return task, codec != "none", codec, trainable, distill, float(ratio)
+    task, codec, trainable, distill, ratio, accelerator = place
+    return task, codec != "none", codec, trainable, distill, float(ratio), accelerator
 
 
 def task_means(lines: list[dict]) -> list[dict[str, object]]:
-    """Of each codec and ratio, the mean over tasks that have it, and its retention against the same tasks' references.
+    """The mean over the tasks of each codec, ratio and accelerator, and its retention against those tasks' references.
 
     `n` is the number of tasks. The standard error adds those of the tasks, in units of score, as independent ones.
     SQuAD, whose scores are percentages of another kind, is left out.
@@ -235,13 +245,14 @@ def main() -> None:
             parser.error(f"unknown {group} {', '.join(unknown)}; choose among {', '.join(names)}")
     if absent := [name for name in arguments.tasks if not Path(arguments.data, name).is_dir()]:
         parser.error(f"--data {arguments.data} has no folder {', '.join(absent)}")
+    arguments.accelerator = hardware()["accelerator"]
     arguments.output = arguments.output or f"outputs/{arguments.folder.resolve().name}"
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "records.csv"
     rows: dict[tuple[str, ...], Row] = {}
     if path.exists():
         with path.open(newline="") as file:
-            rows = {key(row): row for row in ({"distill": "no"} | row for row in csv.DictReader(file))}
+            rows = {key(row): row for row in csv.DictReader(file)}
 
     def finish(point: Row) -> None:
         rows[key(point)] = read_row(point, arguments)

@@ -77,7 +77,7 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
     peak_memory_bytes: int | None = None  # resident, of the process up to the end of this run
     peak_gpu_memory_bytes: int | None = None  # allocated by torch during this run
-    hardware: dict[str, Any] = field(default_factory=lambda: _hardware())
+    hardware: dict[str, Any] = field(default_factory=lambda: hardware())
     versions: dict[str, str] = field(
         default_factory=lambda: {"lighttoken": __version__} | {name: version(name) for name in LIBRARIES}
     )
@@ -193,7 +193,8 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
     return max(references, key=lambda other: other["started"], default=None)
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """What a run is on."""
     accelerator = torch.accelerator.current_accelerator()
     return {
         "machine": platform.machine(),

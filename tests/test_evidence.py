@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.evidence import grid, key, main, run_all, summarise, task_means
+from experiments.evidence import grid, key, main, name_of, run_all, summarise, task_means
 from lighttoken.sweep import quoted, run_process
 
 
 def row(task: str, codec: str, seed: int, score: float, trainable: str = "frozen", ratio: str = "25") -> dict[str, str]:
     told = {"task": task, "codec": codec, "trainable": trainable, "ratio": "1" if codec == "none" else ratio}
-    return told | {"distill": "no", "seed": str(seed), "score": str(score)}
+    return told | {"distill": "no", "accelerator": "none", "seed": str(seed), "score": str(score)}
 
 
 def test_retention_is_against_the_better_reference_on_the_same_seeds():
@@ -47,6 +47,19 @@ def test_the_error_of_a_mean_over_tasks_adds_those_of_the_tasks():
     assert mean["standard_error"] == pytest.approx(0.025 / 0.5)
 
 
+def test_runs_on_different_accelerators_are_not_paired():
+    rows = [row("cola", "none", seed, 0.5) for seed in (0, 1)] + [row("cola", "svd", seed, 0.4) for seed in (0, 1)]
+    rows += [row("cola", "svd", 0, 0.3) | {"accelerator": "NVIDIA H100"}, row("cola", "svd", 2, 0.1)]
+    lines = {each["accelerator"]: each for each in summarise(rows) if each["codec"] == "svd"}
+    assert "retention" not in lines["none"]  # seed 2 has no reference
+    assert "retention" not in lines["NVIDIA H100"]  # its reference ran elsewhere
+    rows = [*rows[:-1], row("cola", "none", 0, 0.6) | {"accelerator": "NVIDIA H100"}]
+    lines = {each["accelerator"]: each for each in summarise(rows) if each["codec"] == "svd"}
+    assert lines["none"]["retention"] == pytest.approx(0.8)
+    assert lines["NVIDIA H100"]["retention"] == pytest.approx(0.5)
+    assert {each["accelerator"] for each in task_means(list(lines.values()))} == {"none", "NVIDIA H100"}
+
+
 def test_a_distilled_reference_is_compared_with_and_is_no_reference():
     rows = [row("cola", "none", 0, 0.5), row("cola", "none", 0, 0.6) | {"distill": "yes"}]
     rows += [row("cola", "svd", 0, 0.4) | {"distill": each} for each in ("no", "yes")]
@@ -57,6 +70,7 @@ def test_a_distilled_reference_is_compared_with_and_is_no_reference():
 
 def test_a_grid_with_distillation_has_each_run_once_more():
     told = {"tasks": ["rte"], "seeds": None, "codecs": ["svd"], "ratios": [25.0], "trainable": "frozen"}
+    told["accelerator"] = "none"
     plain, taught = (grid(Namespace(**told, distill=each)) for each in (False, True))
     names = ("codec", "trainable", "distill", "seed")
     wanted = [("none", "frozen", "no"), ("none", "decoder", "no"), ("svd", "frozen", "no")]
@@ -83,7 +97,9 @@ def test_a_grid_ends_whatever_fails_and_the_same_command_goes_on(checkpoint, sst
     done = [trained, plain, ("none", "frozen", "yes", "1"), ("svd", "frozen", "no", "2"), ("svd", "frozen", "yes", "2")]
     assert [tuple(row[name] for name in names) for row in rows] == done
     failed = [line for line in said.splitlines() if line.startswith("failed: ")]
-    assert [line.split(": ")[1] for line in failed] == [f"sst2 svd frozen {each} 5000 0" for each in ("no", "yes")]
+    assert [line.split(": ")[1] for line in failed] == [
+        f"sst2_svd_5000x_frozen_seed0{each}" for each in ("", "_distilled")
+    ]
     assert all("ratio 5000 cannot be met" in line for line in failed)
     written = {path: path.stat().st_mtime_ns for path in Path("runs_of_grid/runs").glob("*/record.json")}
     Path("grid/records.csv").write_text("".join(Path("grid/records.csv").read_text().splitlines(keepends=True)[:-2]))
@@ -121,5 +137,5 @@ def test_a_run_that_is_killed_ends_no_grid(monkeypatch, tmp_path):
 
     monkeypatch.setattr("experiments.evidence.run_process", instead)
     errors = run_all(points, arguments, ended.append)
-    assert errors == {" ".join(key(points[1])): "killed by SIGKILL"}
+    assert errors == {name_of(points[1]): "killed by SIGKILL"}
     assert [each["seed"] for each in sorted(ended, key=key)] == ["0", "2", "3"]
