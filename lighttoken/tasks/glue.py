@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -11,12 +12,14 @@ from datasets import Dataset, DatasetDict, load_dataset
 from torch import Tensor
 from torchmetrics.classification import BinaryMatthewsCorrCoef
 
+from lighttoken.errors import LighttokenError
 from lighttoken.tasks.data import missing_split
 from lighttoken.tasks.sentences import SentenceData
 
 log = logging.getLogger(__name__)
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+DIAGNOSTIC = "ax"  # what the hub calls the diagnostic set; the site's file is diagnostic.tsv
 
 
 class Glue(SentenceData):
@@ -32,7 +35,8 @@ class Glue(SentenceData):
     ):
         """`data_dir` is read where given; `hub_id` is a data set, on the hub or on disk, with the task as config.
 
-        Files in the folder have the name of the split: train.parquet, .json, .jsonl or .tsv; `dev` is `validation`.
+        Files in the folder have the name of the split: train.parquet, .json, .jsonl or .tsv; `dev` is `validation`, and
+        `diagnostic` is `ax`, the set without a training split that models of MNLI answer.
         `tsv_columns` map our columns to those of the TSV files of gluebenchmark.com where they differ, by name or, for
         files without a header, by place.
         """
@@ -45,7 +49,13 @@ class Glue(SentenceData):
                 "with no network, set task.data_dir=DIR to a folder with train.parquet and validation.parquet, "
                 "or try +experiment=quickstart, which needs none"
             )
-            return self.get(partial(load_dataset, self.hub_id, self.name), self.hub_id, cure)
+            splits = self.get(partial(load_dataset, self.hub_id, self.name), self.hub_id, cure)
+            if DIAGNOSTIC in self.submission:
+                with suppress(LighttokenError):  # only predict=true has a use for it, and says so if it is missing
+                    splits[DIAGNOSTIC] = self.get(
+                        partial(load_dataset, self.hub_id, DIAGNOSTIC, split="test"), self.hub_id, cure
+                    )
+            return splits
         cure = "it must be parquet, JSON lines or TSV, with rows in it"
         files = self._files(Path(self.data_dir))
         return DatasetDict({split: self.get(partial(self._read, file), file, cure) for split, file in files.items()})
@@ -54,7 +64,7 @@ class Glue(SentenceData):
         """The file of each split. Raises LighttokenError for one that is missing and is not a test split."""
         files = {}
         for split in ("train", *self.validation_splits.values(), *self.submission):
-            names = [split, split.replace("validation", "dev")]
+            names = [split, "diagnostic" if split == DIAGNOSTIC else split.replace("validation", "dev")]
             found = [folder / f"{name}{end}" for end in (*BUILDERS, ".tsv") for name in names]
             found = [file for file in found if file.is_file()]
             if found:
@@ -75,7 +85,7 @@ class Glue(SentenceData):
         the first one are left out, and counted. Raises ValueError for one in another split, and for a column or a label
         that is missing.
         """
-        is_test = file.stem.startswith("test")  # has a header in every task, and no labels
+        is_test = file.stem.startswith(("test", DIAGNOSTIC, "diagnostic"))  # a header in every task, and no labels
         columns = {name: self.tsv_columns.get(name, name) for name in (*self.text_columns, "label")}
         with file.open(encoding="utf-8-sig", newline="\n") as lines:
             rows = [line.rstrip("\r\n").split("\t") for line in lines]

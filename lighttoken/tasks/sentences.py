@@ -102,7 +102,8 @@ class SentenceData(TaskData):
         for split in self.submission:
             if split not in self.splits:
                 raise LighttokenError(
-                    f"predict=true needs the split {split!r} of task={self.name}; found {', '.join(self.splits)}"
+                    f"predict=true needs the split {split!r} of task={self.name}; found {', '.join(self.splits)}; "
+                    f"add it, or leave out its answers with '~task.submission.{split}'"
                 )
         return [self.loader(self.splits[name], self.eval_batch_size) for name in self.submission]
 

@@ -28,7 +28,8 @@ TEXTS = {
 }
 NAMES = {"mnli": ["entailment", "neutral", "contradiction"], "qnli": ["entailment", "not_entailment"]}
 NAMES["rte"] = NAMES["qnli"]
-SPLITS = {"mnli": ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]}
+SPLITS = {"mnli": ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched", "ax"]}
+TESTS = ("test", "ax", "diagnostic")  # how splits and files without labels begin
 # Columns of the files of gluebenchmark.com; CoLA's have no header but for test.
 TSV = {
     "cola": ["source", "label", "star", "sentence"],
@@ -43,7 +44,7 @@ TSV = {
 }
 LABELS = ("label", "Quality", "score", "is_duplicate", "gold_label")
 FILES = {"cola": ["CoLA"], "sst2": ["SST-2"], "mrpc": ["MRPC"], "stsb": ["STS-B"], "qqp": ["QQP"]}
-FILES |= {"mnli": ["MNLI-m", "MNLI-mm"], "qnli": ["QNLI"], "rte": ["RTE"], "wnli": ["WNLI"]}
+FILES |= {"mnli": ["MNLI-m", "MNLI-mm", "AX"], "qnli": ["QNLI"], "rte": ["RTE"], "wnli": ["WNLI"]}
 
 
 def rows(task: str, split: str, count: int = 12) -> dict[str, list]:
@@ -54,7 +55,7 @@ def rows(task: str, split: str, count: int = 12) -> dict[str, list]:
     }
     classes = len(NAMES.get(task, "ab"))
     label = [i % 6 * 0.9 if task == "stsb" else i % classes for i in range(count)]
-    return made | {"label": [-1] * count if split.startswith("test") else label, "idx": list(range(count))}
+    return made | {"label": [-1] * count if split.startswith(TESTS) else label, "idx": list(range(count))}
 
 
 def write(folder: Path, task: str, layout: str, count: int = 12) -> None:
@@ -67,12 +68,13 @@ def write(folder: Path, task: str, layout: str, count: int = 12) -> None:
             lines = [json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)]
             (folder / f"{split}.jsonl").write_text("\n".join(lines))
         else:
-            write_tsv(folder / f"{split.replace('validation', 'dev')}.tsv", task, table)
+            name = "diagnostic" if split == "ax" else split.replace("validation", "dev")
+            write_tsv(folder / f"{name}.tsv", task, table)
 
 
 def write_tsv(file: Path, task: str, table: dict[str, list]) -> None:
     texts, lines = iter(TEXTS[task]), []
-    is_test = file.stem.startswith("test")
+    is_test = file.stem.startswith(TESTS)
     columns = [name for name in TSV[task] if not (is_test and name in LABELS)]
     if is_test and task == "cola":
         columns = ["index", "sentence"]
@@ -97,7 +99,7 @@ def test_every_layout_gives_the_same_rows(tmp_path, tokenizer, task, layout):
     found = instantiate(config.task, tokenizer=tokenizer).read_splits()
     for split in SPLITS.get(task, ["train", "validation", "test"]):
         expected = rows(task, split)
-        for column in [*TEXTS[task], *([] if split.startswith("test") else ["label"])]:
+        for column in [*TEXTS[task], *([] if split.startswith(TESTS) else ["label"])]:
             assert list(found[split][column]) == expected[column], (split, column)
 
 
@@ -197,6 +199,20 @@ def test_predictions_without_a_test_split_say_what_is_missing(command, checkpoin
     code, _, err = command("train", *arguments, "trainer.max_epochs=1", "logger=none", "progress=false")
     assert code == 2
     assert "predict=true needs the split 'test' of task=sst2; found train, validation" in err
+
+
+def test_mnli_is_answered_without_the_diagnostic_set_if_that_is_asked(command, checkpoint, tmp_path):
+    write(tmp_path / "data", "mnli", "tsv")
+    (tmp_path / "data" / "diagnostic.tsv").unlink()
+    arguments = ["+experiment=glue_mnli", f"task.data_dir={tmp_path / 'data'}", f"model.path={checkpoint()}"]
+    arguments += ["codec=none", "predict=true", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none"]
+    code, _, err = command("train", *arguments, "progress=false")
+    assert code == 2
+    assert "predict=true needs the split 'ax' of task=mnli; found" in err
+    code, _, err = command("train", *arguments, "progress=false", "~task.submission.ax")
+    assert code == 0, err
+    written = {path.name for path in Path("outputs/runs").glob("*/predictions/*.tsv")}
+    assert written == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
 def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2):

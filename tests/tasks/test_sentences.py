@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,18 +135,39 @@ def test_a_file_that_is_no_parquet_is_refused(tokenizer, sst2):
         glue(tokenizer, sst2).prepare_data()
 
 
-def test_the_hub_call_reads_a_data_set_with_the_task_as_its_config(tokenizer, sst2, tmp_path):
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    for split in ("train", "validation"):
-        Dataset.from_parquet(str(sst2 / f"{split}.parquet")).to_parquet(folder / "sst2" / f"{split}.parquet")
-    card = "---\nconfigs:\n- config_name: sst2\n  data_files:\n" + "".join(
-        f"  - split: {split}\n    path: sst2/{split}.parquet\n" for split in ("train", "validation")
-    )
-    (folder / "README.md").write_text(card + "---\n")
-    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, hub_id=str(folder))
+@pytest.fixture
+def hub(sst2: Path, tmp_path: Path) -> Path:
+    """A data set as on the hub, with sst2 and the diagnostic set as its configs."""
+    files = {("sst2", "train"): "train", ("sst2", "validation"): "validation", ("ax", "test"): "validation"}
+    card = "---\nconfigs:\n"
+    for (name, split), source in files.items():
+        Dataset.from_parquet(str(sst2 / f"{source}.parquet")).to_parquet(tmp_path / "hub" / name / f"{split}.parquet")
+        card += "" if split == "validation" else f"- config_name: {name}\n  data_files:\n"
+        card += f"  - split: {split}\n    path: {name}/{split}.parquet\n"
+    (tmp_path / "hub" / "README.md").write_text(card + "---\n")
+    return tmp_path / "hub"
+
+
+def test_the_hub_call_reads_a_data_set_with_the_task_as_its_config(tokenizer, hub):
+    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, hub_id=str(hub))
     data.setup()
     assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 64, "validation": 24}
+
+
+def test_the_diagnostic_set_of_the_hub_is_a_config_of_its_own_and_may_be_missing(tokenizer, hub):
+    told = {"hub_id": str(hub), "submission": {"ax": "AX"}}
+    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, **told)
+    data.setup()
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 64, "validation": 24, "ax": 24}
+    assert len(data.predict_dataloader()) == 1
+    card = (hub / "README.md").read_text()
+    (hub / "README.md").write_text(card[: card.index("- config_name: ax")] + "---\n")
+    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, **told)
+    data.setup()
+    with pytest.raises(
+        LighttokenError, match=r"needs the split 'ax' .* leave out its answers with '~task\.submission\.ax'"
+    ):
+        data.predict_dataloader()
 
 
 def test_the_hub_without_network_says_what_to_do(tokenizer):
