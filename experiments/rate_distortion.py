@@ -340,7 +340,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Left: table error with the bound. Right: zero-shot score."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     colours = dict(zip(CODECS, plt.get_cmap("tab20").colors, strict=False))
-    colours |= {"lighttoken": "crimson", "lighttoken, unweighted": "darkorange"}
+    colours |= {"lighttoken": "crimson", "lighttoken, unweighted": "royalblue"}
     for name in dict.fromkeys(row["codec"] for row in rows):
         points = sorted((row for row in rows if row["codec"] == name), key=lambda row: float(row["ratio"]))
         ours = name.startswith("lighttoken")
