@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from lighttoken.configs import config_dir
 from lighttoken.records import MODEL_FOLDER, RECORD_FILE, hardware, retention
-from lighttoken.sweep import Job, close, quoted, run_process
+from lighttoken.sweep import Job, close, ending_processes, quoted, run_process
 from lighttoken.tasks.average import task_score
 
 # Seeds and what shortens a task, so that two CPU cores are enough.
@@ -128,7 +128,8 @@ def run_all(points: list[Row], arguments: argparse.Namespace, finish: Callable[[
     """Run points, each once its teacher is done, and `finish` each; returns the errors of those that failed."""
     left, errors = list(points), dict[str, str]()
     running: dict[Future[str | None], Row] = {}
-    with ThreadPoolExecutor(arguments.workers) as pool, tqdm(total=len(points), unit="run") as bar:
+    pool = ThreadPoolExecutor(arguments.workers)
+    with pool, tqdm(total=len(points), unit="run") as bar, ending_processes():
         while True:
             ready = [each for each in left if each["distill"] == "no" or is_done(teacher_of(each), arguments)]
             for point in ready:
@@ -245,7 +246,8 @@ def main() -> None:
             parser.error(f"unknown {group} {', '.join(unknown)}; choose among {', '.join(names)}")
     if absent := [name for name in arguments.tasks if not Path(arguments.data, name).is_dir()]:
         parser.error(f"--data {arguments.data} has no folder {', '.join(absent)}")
-    arguments.accelerator = hardware()["accelerator"]
+    on_cpu = "trainer.accelerator=cpu" in arguments.overrides
+    arguments.accelerator = "none" if on_cpu else hardware()["accelerator"]
     arguments.output = arguments.output or f"outputs/{arguments.folder.resolve().name}"
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.folder / "records.csv"

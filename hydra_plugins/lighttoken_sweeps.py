@@ -109,7 +109,7 @@ class JoblibLauncher(ProcessLauncher):
     def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without joblib."""
         from lighttoken.errors import LighttokenError
-        from lighttoken.sweep import close, run_process
+        from lighttoken.sweep import close, ending_processes, run_process
 
         try:
             from joblib import Parallel, delayed
@@ -121,7 +121,8 @@ class JoblibLauncher(ProcessLauncher):
             close(job, run_process(command, job.folder))
             log.info("#%d %s", job.number, job.error or "done")
 
-        Parallel(n_jobs=self.n_jobs, backend="threading")(delayed(run_one)(*each) for each in jobs)
+        with ending_processes():
+            Parallel(n_jobs=self.n_jobs, backend="threading")(delayed(run_one)(*each) for each in jobs)
 
 
 class SubmititLauncher(ProcessLauncher):

@@ -26,7 +26,7 @@ from lighttoken.artifact import CompressedTable
 from lighttoken.embedding import CompressedEmbedding, CompressedHead, SharedEmbedding, Tie
 from lighttoken.errors import LighttokenError
 from lighttoken.loading import attach
-from lighttoken.records import MODEL_FOLDER
+from lighttoken.records import MODEL_FOLDER, RECORD_FILE
 
 BackbonePrecision = Literal["float32", "float16", "bfloat16", "int8"]
 
@@ -105,6 +105,9 @@ class Backbone:
         """
         problem = "regression" if num_labels == 1 else "single_label_classification"
         told: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+        if getattr(self._load(AutoConfig), "pad_token_id", 0) is None:
+            # Decoders are often trained without one, and look for it to find the last token of each sentence.
+            told["pad_token_id"] = self.tokenizer().pad_token_id
         return self._load_weights(AutoModelForSequenceClassification, **told)
 
     def reader(self) -> PreTrainedModel:
@@ -191,15 +194,18 @@ def find_embedding(model: nn.Module) -> nn.Embedding:
 def position_count(model: PreTrainedModel) -> int | None:
     """How many tokens a model takes that adds a learned vector to each place, and None for others."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        # As BERT's, GPT-2's and BART's are called.
+        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - max(unused, getattr(module, "offset", 0))
     return None
 
 
 def load_body(model: PreTrainedModel, run: Path) -> None:
     """Take the weights of the body, but for the token embedding and the head, from a run that kept its model.
 
-    Raises LighttokenError if there is none, or if it is that of another backbone.
+    A pooler, which readers lack, is taken if the run has one. Raises LighttokenError if there is no such run, or if it is
+    that of another backbone.
     """
     files = sorted((run / MODEL_FOLDER).glob("*.safetensors"))
     if not files:
@@ -208,6 +214,7 @@ def load_body(model: PreTrainedModel, run: Path) -> None:
     table, body = find_embedding(model).weight, model.base_model
     prefix = "" if body is model else model.base_model_prefix
     wanted = {name: each for name, each in body.named_parameters(prefix=prefix) if each is not table}
+    wanted = {name: each for name, each in wanted.items() if name in state or "pooler" not in name}
     unfit = [name for name, each in wanted.items() if name not in state or state[name].shape != each.shape]
     if unfit:
         raise LighttokenError(
@@ -219,20 +226,29 @@ def load_body(model: PreTrainedModel, run: Path) -> None:
             each.copy_(state[name])
 
 
-def load_teacher(model: PreTrainedModel, run: Path) -> PreTrainedModel:
-    """The fine-tuned model of a run that kept its model, for a model to learn from.
+def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedModel:
+    """The fine-tuned model of a run that kept its model, for a model of the same task to learn from.
 
-    Raises LighttokenError if there is none, or if it has another head.
+    Raises LighttokenError if there is none, or if it is that of another task or another kind of backbone.
     """
-    if not (run / MODEL_FOLDER / "config.json").is_file():
+    if not (run / MODEL_FOLDER / "config.json").is_file() or not (run / RECORD_FILE).is_file():
         raise LighttokenError(f"distill={run} has no {MODEL_FOLDER}/ in it; run the task with save_model=true first")
-    teacher: PreTrainedModel = type(model).from_pretrained(run / MODEL_FOLDER)
-    if teacher.config.num_labels != model.config.num_labels:
+    of = json.loads((run / RECORD_FILE).read_bytes())["task"]
+    if of != task:
+        raise LighttokenError(f"distill={run} is a run of task={of} and this is task={task}; choose one of {task}")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what it would list is in the error
+    try:
+        teacher, report = type(model).from_pretrained(run / MODEL_FOLDER, output_loading_info=True)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
         raise LighttokenError(
-            f"distill={run} is the run of another task: it has {teacher.config.num_labels} labels instead of "
-            f"{model.config.num_labels}; choose a run of the same task"
+            f"distill={run} is the run of another backbone: it lacks {len(missing)} weights of {type(model).__name__}, "
+            f"the first {missing[0]}; choose a run of the same kind of model"
         )
-    return teacher
+    taught: PreTrainedModel = teacher
+    return taught
 
 
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:

@@ -207,8 +207,8 @@ def check(config: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise LighttokenError(f"missing {', '.join(missing)}; add {missing[0]}=VALUE to the command")
-    if "seed" in config and config.seed < 0:
-        raise LighttokenError(f"seed is {config.seed}; it must be 0 or above")
+    if "seed" in config and not 0 <= config.seed < 2**32:
+        raise LighttokenError(f"seed is {config.seed}; it must be 0 or above, and below 2^32")
     compresses = "codec" in config and config.codec.get("name") != "none"
     if compresses and "ratio" in config and not config.ratio > 1:
         raise LighttokenError(f"ratio is {config.ratio:g}; it must be above 1, for example ratio=25")

@@ -14,8 +14,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
@@ -62,6 +63,8 @@ def train(config: DictConfig) -> Record:
         with record.phase("load"):
             check_precision(config.backbone_precision)  # what can be known before hours of work
             trainer = make_trainer(config, loggers, record.directory)
+            if trainer.strategy.root_device.type == "cpu":
+                record.hardware["accelerator"] = "none"  # that is there was not asked for
             data = load_data(config, backbone)
             model, teacher = load_models(config, data, backbone)
             table = find_embedding(model).weight.detach()
@@ -148,7 +151,7 @@ def load_models(
         )
     if config.init_from:
         load_body(model, Path(config.init_from))
-    return model, load_teacher(model, Path(config.distill)) if config.distill else None
+    return model, load_teacher(model, Path(config.distill), config.task.name) if config.distill else None
 
 
 def put_in(
@@ -187,6 +190,8 @@ def fine_tune(
     if config.resume and checkpoint.is_file():
         record.resumed = str(checkpoint)
         log.info("going on from %s", checkpoint)
+        kept = torch.load(checkpoint, weights_only=True, mmap=True)["callbacks"]
+        record.seconds["finetune"] = kept["Timer"]["time_elapsed"]["train"]  # what it took before it was killed
     trainer.fit(module, data, ckpt_path=record.resumed, weights_only=True)
     return module
 
@@ -200,6 +205,8 @@ def evaluate(config: DictConfig, trainer: L.Trainer, data: TaskData, module: L.L
         data.tokenizer.save_pretrained(record.directory / MODEL_FOLDER)
     reduce_precision(model, config.backbone_precision)
     record.stored_bytes = model_bytes(model)
+    if config.backbone_precision in ("float16", "bfloat16"):  # autocast would compute in another one
+        trainer.strategy.precision_plugin = Precision()
     trainer.validate(module, data, verbose=False)
     scores = trainer.callback_metrics
     names = tuple(f"{name}/" for name in data.eval_names)
@@ -210,11 +217,17 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
     """The trainer with its callbacks.
 
     Raises LighttokenError for callbacks that watch rows which are only ever scored, or held-out rows if there are none,
-    for more than one process, for devices that are not there, and for an unknown `matmul_precision`.
+    for more than one process, for devices that are not there, for an unknown `matmul_precision`, for a `precision` that
+    rounds scores and for training without an end.
     """
     if config.matmul_precision not in MATMUL_PRECISIONS:
         raise LighttokenError(
             f"unknown matmul_precision={config.matmul_precision!r}; choose one of {', '.join(MATMUL_PRECISIONS)}"
+        )
+    if str(config.trainer.precision) in ("16-true", "bf16-true"):
+        raise LighttokenError(
+            f"trainer.precision={config.trainer.precision} rounds labels and scores too; set "
+            "trainer.precision=bf16-mixed, and backbone_precision=bfloat16 for the weights that are stored"
         )
     callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
     if config.resume:
@@ -222,7 +235,7 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
             if isinstance(each, ModelCheckpoint):
                 each.dirpath = str(resume_folder(config) / "best")
         last = ModelCheckpoint(resume_folder(config), filename=Path(CHECKPOINT_FILE).stem, save_on_train_epoch_end=True)
-        callbacks.append(last)
+        callbacks += [last, Timer()]
     if not loggers:  # it refuses to work without one
         callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
     watched = [str(name) for each in callbacks if (name := getattr(each, "monitor", None))]
@@ -252,6 +265,11 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         raise LighttokenError(
             f"{asked} do not work here: {said}; trainer.accelerator=auto takes what there is"
         ) from error
+    if trainer.max_steps < 0 and (trainer.max_epochs is None or trainer.max_epochs < 0):
+        raise LighttokenError(
+            f"trainer.max_epochs={config.trainer.max_epochs} has no end, which the learning rate falls towards; set "
+            "trainer.max_epochs=3, or trainer.max_steps"
+        )
     if trainer.world_size > 1:
         raise LighttokenError(
             f"trainer.devices={config.trainer.devices} makes {trainer.world_size} processes and a run is one; set "

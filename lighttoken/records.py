@@ -155,6 +155,8 @@ def asked_for(config: dict[str, Any]) -> dict[str, Any]:
 def recipe(config: dict[str, Any]) -> dict[str, Any]:
     """What two runs must share for their scores to be compared: the config but for the codec and its like."""
     told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
+    finetune = config.get("finetune") or {}
+    told["finetune"] = {key: value for key, value in finetune.items() if not key.startswith("distill_")}
     return told | {"init_from": bool(config.get("init_from"))}  # of its own run, which has its own codec
 
 

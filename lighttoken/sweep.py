@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
 CONSOLE_FILE = "console.log"
+
+_running: set[subprocess.Popen] = set()  # the processes of this one's threads
+_ended = threading.Event()  # no more of them are to be started
 
 
 @dataclass
@@ -92,14 +97,48 @@ def quoted(path: Any) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
+@contextmanager
+def ending_processes() -> Iterator[None]:
+    """Whatever ends the block with an error, Ctrl-C and SIGTERM (exit code 143) included, ends what runs inside it too.
+
+    Those are the processes of `run_process`, started by other threads; else they would outlive this one, and the same
+    command would start them a second time. For the main thread.
+    """
+
+    def end() -> None:
+        _ended.set()
+        for process in list(_running):
+            process.terminate()
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        end()  # here, as a pool of threads may hold the error back until they are done
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    _ended.clear()
+    try:
+        yield
+    except BaseException:
+        end()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_process(command: list[str], folder: str) -> int:
     """Run a job in a process of its own, what it prints in its folder; returns its exit code, -N for signal N."""
+    if _ended.is_set():
+        return -signal.SIGTERM
     make_directory(Path(folder))
     Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, whose end would be taken for this one's
     one_line = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # set by every door
     with Path(folder, CONSOLE_FILE).open("w") as console:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=one_line)
-    return done.returncode
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=one_line)
+        _running.add(process)
+        try:
+            return process.wait()
+        finally:
+            _running.discard(process)
 
 
 def close(job: Job, code: int) -> None:
@@ -123,10 +162,14 @@ def close(job: Job, code: int) -> None:
         job.error = said[-1].removeprefix("error: ") if said else f"exit code {code}"
 
 
-def sweep_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of the jobs of a sweep that are done, those of skipped jobs from where they are."""
+def sweep_records(folder: Path) -> list[tuple[list[str], dict[str, Any]]]:
+    """The records of the jobs of a sweep that are done, those of skipped jobs from where they are, each next to the
+
+    overrides of its job.
+    """
     jobs = json.loads((folder / SWEEP_FILE).read_bytes()) if (folder / SWEEP_FILE).is_file() else []
-    return [record for job in jobs if job["status"] != "failed" for record in read_records(Path(job["folder"]))]
+    done = [job for job in jobs if job["status"] != "failed"]
+    return [(job["overrides"], record) for job in done for record in read_records(Path(job["folder"]))]
 
 
 class Summary(Callback):

@@ -4,11 +4,20 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BartConfig, BertConfig
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    GPT2Config,
+    OPTConfig,
+)
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
-from lighttoken.backbone import Backbone, find_embedding, model_bytes, position_count, reduce_precision
+from lighttoken.backbone import Backbone, find_embedding, load_body, model_bytes, position_count, reduce_precision
 
 
 def test_a_checkpoint_on_disk_gives_tokenizer_table_and_classifier(checkpoint, architecture):
@@ -51,6 +60,41 @@ def test_the_places_that_a_model_has_are_those_it_takes(make_model, architecture
     model(input_ids=torch.full((1, places), 7))
     with pytest.raises((RuntimeError, IndexError)):
         model(input_ids=torch.full((1, places + 1), 7))
+
+
+@pytest.mark.parametrize("architecture", [BartConfig, GPT2Config, OPTConfig])
+def test_the_places_of_decoders_too(architecture):
+    sizes = {"vocab_size": 50, "d_model": 16, "hidden_size": 16, "n_positions": 12, "max_position_embeddings": 12}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    sizes |= {"ffn_dim": 16, "word_embed_proj_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = AutoModel.from_config(architecture(**sizes)).eval()
+    assert position_count(model) == 12
+    model(input_ids=torch.full((1, 12), 7))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(input_ids=torch.full((1, 13), 7))
+
+
+def test_a_decoder_without_a_padding_token_is_told_the_tokenizers(tokenizer, tmp_path):
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}
+    AutoModel.from_config(GPT2Config(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = Backbone("tiny", path=str(tmp_path)).classifier(2).eval()
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    batch = tokenizer(["a bad film", "good"], padding=True, return_tensors="pt")
+    told = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    alone = model(**tokenizer(["good"], return_tensors="pt", return_token_type_ids=False)).logits
+    assert torch.allclose(told[1:], alone, atol=1e-6)
+
+
+def test_a_body_without_a_pooler_is_enough(make_model, tmp_path):
+    """Readers have none."""
+    reader = make_model("bert", AutoModelForQuestionAnswering)
+    reader.save_pretrained(tmp_path / "model")
+    model = make_model("bert", AutoModelForSequenceClassification)
+    pooler, query = model.bert.pooler.dense.weight.clone(), "encoder.layer.0.attention.self.query.weight"
+    load_body(model, tmp_path)
+    assert torch.equal(model.bert.get_parameter(query), reader.bert.get_parameter(query))
+    assert torch.equal(model.bert.pooler.dense.weight, pooler)
 
 
 def test_minilm_is_read_from_the_installed_package():

@@ -343,9 +343,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
         train(epochs, "resume=true")
     monkeypatch.setattr(FineTuner, "training_step", original)
     (checkpoint,) = Path("outputs/resume").rglob("*.ckpt")
+    before = torch.load(checkpoint, weights_only=True)["callbacks"]["Timer"]["time_elapsed"]["train"]
+    assert before > 0.01
     _, resumed, _ = train(epochs, "resume=true")
     assert resumed["resumed"] == str(checkpoint)
     assert resumed["metrics"] == whole["metrics"]
+    assert resumed["seconds"]["finetune"] > before + 0.01  # that of the run that was killed is in it
     first, second = weights
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -383,12 +386,28 @@ def test_a_run_learns_from_an_uncompressed_one(train, checkpoint, sst2):
     _, _, first = train("codec=none", "save_model=true")
     _, record, _ = train(f"distill={first}", "finetune.distill_weight=1.0")
     assert record["config"]["distill"] == str(first.resolve())
+    student = AutoModelForSequenceClassification.from_pretrained(first / "model")
     with pytest.raises(LighttokenError, match="has no model/ in it; run the task with save_model=true first"):
-        load_teacher(AutoModelForSequenceClassification.from_pretrained(first / "model"), checkpoint())
-    settings = {"num_labels": 3, "ignore_mismatched_sizes": True}
-    other = AutoModelForSequenceClassification.from_pretrained(first / "model", **settings)
-    with pytest.raises(LighttokenError, match="another task: it has 2 labels instead of 3; choose a run of the same"):
-        load_teacher(other, first)
+        load_teacher(student, checkpoint(), "sst2")
+    with pytest.raises(LighttokenError, match="is a run of task=sst2 and this is task=rte; choose one of rte"):
+        load_teacher(student, first, "rte")
+    roberta = AutoModelForSequenceClassification.from_pretrained(checkpoint("roberta"))
+    with pytest.raises(LighttokenError, match="another backbone: it lacks .* weights of RobertaForSequence"):
+        load_teacher(roberta, first, "sst2")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_what_is_stored_is_scored_in_its_own_precision(train, precision):
+    told = ("codec=none", f"backbone_precision={precision}", "trainer.max_epochs=0")  # nothing trained: equal weights
+    _, plain, _ = train(*told)
+    _, mixed, _ = train(*told, "trainer.precision=bf16-mixed")
+    assert mixed["metrics"] == plain["metrics"]
+
+
+def test_what_is_not_asked_for_is_no_accelerator_of_a_run(train, monkeypatch):
+    monkeypatch.setattr("lighttoken.records.hardware", lambda: {"accelerator": "some GPU"})
+    _, record, _ = train("codec=none", "trainer.max_epochs=0")
+    assert record["hardware"]["accelerator"] == "none"
 
 
 def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2):
@@ -447,7 +466,14 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
             "task.max_length=600",
             "task=sst2 has rows of 600 tokens and model=tiny_bert takes 40; set task.max_length=40",
         ),
-        ("predict=true", "predict=true needs the split 'test' of task=sst2; found train, validation"),
+        (
+            "predict=true",
+            "needs the split 'test' of task=sst2; found train, validation; add it, or leave out predict=true",
+        ),
+        ("predict=true ~task.submission.test", "task=sst2 has no test split to answer; leave out predict=true"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 has no end, which the learning rate falls towards; set"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true rounds labels and scores too; set"),
+        ("seed=5000000000", "seed is 5000000000; it must be 0 or above, and below 2^32"),
     ],
 )
 def test_what_cannot_be_done_at_the_end_is_refused_at_the_start(command, checkpoint, sst2, monkeypatch, asked, message):

@@ -100,6 +100,8 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     elsewhere.hardware = elsewhere.hardware | {"accelerator": "another"}
     assert find_reference(elsewhere, tmp_path) is None  # a seed draws other numbers there
     assert find_reference(make(tmp_path / "mine", ratio=103, distill="new", save_model=True), tmp_path) == reference
+    taught = make(tmp_path / "mine", ratio=103, distill="new", finetune={"distill_weight": 0.9})
+    assert find_reference(taught, tmp_path) == reference  # which has no use for it
     assert len(read_records(tmp_path)) == 7
 
 

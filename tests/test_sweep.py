@@ -157,6 +157,32 @@ def test_killing_one_worker_loses_its_job_alone_and_the_same_command_completes_t
     assert sum(not record["artifact_reused"] for record in done) <= 1  # 0 if the killed job came to make it
 
 
+@pytest.mark.parametrize("pool", ["joblib", "futures"])  # as the launcher has it, and experiments.evidence
+def test_the_end_of_a_sweep_ends_its_jobs(pool, tmp_path):
+    """Else they run on, and the same command starts them a second time."""
+    code = f"""
+import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from joblib import Parallel, delayed
+from lighttoken.sweep import ending_processes, run_process
+job = [sys.executable, "-c", "import time; time.sleep(600)"]
+if {pool!r} == "joblib":
+    with ending_processes():
+        Parallel(n_jobs=2, backend="threading")(delayed(run_process)(job, folder) for folder in "abc")
+else:
+    with ThreadPoolExecutor(2) as pool, ending_processes():
+        wait([pool.submit(run_process, job, folder) for folder in "abc"])
+"""
+    sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while len(jobs := children(sweep.pid)) < 2:
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    sweep.terminate()
+    assert sweep.wait(60) == 128 + signal.SIGTERM
+    assert not [pid for pid in jobs if Path(f"/proc/{pid}").exists()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]  # the third was not started
+
+
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task").glob("*/children") for each in each.read_text().split()]
 

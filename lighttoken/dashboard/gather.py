@@ -194,16 +194,16 @@ def _tell_apart(runs: list[Run]) -> None:
         codecs[run.codec].append(run)
         recipes[run.record["task"], run.record["model"]].append(run)
 
-    def trainable(config: dict[str, Any]) -> Any:
-        return (config.get("finetune") or {}).get("trainable")
-
     def setting(config: dict[str, Any]) -> dict[str, Any]:
         told = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
-        return told | {"trainable": trainable(config), "distilled": bool(config.get("distill"))}
+        finetune = config.get("finetune") or {}
+        told |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
+        return told | {"distilled": bool(config.get("distill"))}
 
     def rest(record: dict[str, Any]) -> dict[str, Any]:
         config = record["config"]
-        told = recipe(config) | {"finetune": (config.get("finetune") or {}) | {"trainable": None}}
+        told = recipe(config)
+        told["finetune"] |= {"trainable": None}
         # A seed draws other numbers on another kind of device: its runs there are no pairs.
         told["accelerator"] = record["hardware"].get("accelerator")
         return {name: value for name, value in told.items() if name != "seed"}

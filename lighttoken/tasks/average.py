@@ -11,11 +11,9 @@ from omegaconf import DictConfig
 
 from lighttoken.artifact import write_atomically
 from lighttoken.errors import LighttokenError
-from lighttoken.records import asked_for
 from lighttoken.screen import print_rows
 from lighttoken.sweep import sweep_records
 
-OF_A_TASK = ("task", "trainer", "init_from", "distill")  # of a config: differs from task to task
 AVERAGE_FILE = "glue_average.json"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
@@ -29,18 +27,19 @@ def task_score(metrics: dict[str, float], rows: str = "val") -> float:
     return fmean(scores) if scores else math.nan
 
 
-def glue_average(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per model, codec, ratio, seed and setting: every task's score and their mean, over those that finished.
+def glue_average(records: list[tuple[list[str], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per thing asked for but for the task: every task's score and their mean, over those that finished.
 
-    `settings` is what the tasks share of their configs.
+    `records` are those of the jobs of a sweep, each next to its overrides, as `sweep_records` gives them. What differs
+    among the jobs of a sweep and is no override, as a recipe's learning rate for a task, is the task's own.
     """
-    runs: dict[str, dict[str, Any]] = {}
-    for record in records:
+    runs: dict[tuple[str, ...], dict[str, Any]] = {}
+    for overrides, record in records:
         if record["status"] == "done" and record["task"] in TASKS:
-            settings = {key: value for key, value in asked_for(record["config"]).items() if key not in OF_A_TASK}
-            told = {"model": record["model"], "codec": record["codec"], "ratio": record["ratio_asked"]}
-            told |= {"seed": record["seed"], "settings": settings}
-            row = runs.setdefault(json.dumps(told, sort_keys=True), told | {"tasks": {}})
+            unread = ("task=", "ratio=", "schedule=") if record["codec"] == "none" else ("task=",)
+            asked = tuple(each for each in overrides if not each.startswith(unread))
+            told = {name: record[name] for name in ("model", "codec", "seed")} | {"ratio": record["ratio_asked"]}
+            row = runs.setdefault(asked, told | {"overrides": list(asked), "tasks": {}})
             row["tasks"][record["task"]] = task_score(record["metrics"])
     return [row | {"average": fmean(row["tasks"].values())} for row in runs.values()]
 
@@ -55,8 +54,11 @@ class GlueAverage(Callback):
         if not rows:
             raise LighttokenError(f"no job of the sweep {folder} has finished; see the errors above")
         write_atomically(folder / AVERAGE_FILE, json.dumps(rows, indent=2).encode())
+        common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows))
         for row in rows:
             ratio = f" at {row['ratio']:g}x" if row["ratio"] else ""
             told = [(task, f"{score:.4f}") for task, score in row["tasks"].items()]
             title = f"GLUE with {row['model']}, codec {row['codec']}{ratio}, seed {row['seed']}"
-            print_rows(title, [*told, (f"average of {len(told)}", f"{row['average']:.4f}")])
+            in_title = ("model=", "codec=", "ratio=", "seed=")
+            own = [each for each in row["overrides"] if each not in common and not each.startswith(in_title)]
+            print_rows(", ".join([title, *own]), [*told, (f"average of {len(told)}", f"{row['average']:.4f}")])

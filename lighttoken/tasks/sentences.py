@@ -98,12 +98,16 @@ class SentenceData(TaskData):
         return splits | self.hold_out(splits["train"], [" ".join(each) for each in texts])
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """The test splits that have a file of answers. Raises LighttokenError if one is missing."""
+        """The test splits that have a file of answers. Raises LighttokenError if there is none, or one is missing."""
+        if not self.submission:
+            raise LighttokenError(f"task={self.name} has no test split to answer; leave out predict=true")
         for split in self.submission:
             if split not in self.splits:
+                others = len(self.submission) > 1
+                cure = f"leave out its answers with '~task.submission.{split}'" if others else "leave out predict=true"
                 raise LighttokenError(
                     f"predict=true needs the split {split!r} of task={self.name}; found {', '.join(self.splits)}; "
-                    f"add it, or leave out its answers with '~task.submission.{split}'"
+                    f"add it, or {cure}"
                 )
         return [self.loader(self.splits[name], self.eval_batch_size) for name in self.submission]
 

@@ -253,23 +253,26 @@ def test_a_task_with_two_scores_counts_with_their_mean():
 
 
 def test_an_average_is_of_one_model_and_one_setting():
-    def record(model: str, task: str, score: float, trainable: str = "frozen") -> dict:
-        config = {"codec": {"name": "svd"}, "task": {"name": task}, "finetune": {"trainable": trainable}, "seed": 0}
-        told = {"model": model, "task": task, "codec": "svd", "ratio_asked": 25.0, "seed": 0, "status": "done"}
-        return told | {"config": config | {"model": {"name": model}}, "metrics": {"val/accuracy": score}}
+    def job(task: str, score: float, *asked: str, model: str = "a", codec: str = "svd") -> tuple[list[str], dict]:
+        told = {"model": model, "task": task, "codec": codec, "ratio_asked": 25.0, "seed": 0, "status": "done"}
+        # Which the recipe has for the task: no setting of the sweep.
+        config = {"finetune": {"learning_rate": 2e-5 if task == "rte" else 1e-5}}
+        return [f"task={task}", *asked], told | {"config": config, "metrics": {"val/accuracy": score}}
 
     rows = glue_average(
         [
-            record("a", "sst2", 0.9),
-            record("a", "rte", 0.6),
-            record("b", "sst2", 0.7),
-            record("a", "rte", 0.1, "decoder"),
+            job("sst2", 0.9, "trainer.max_epochs=1"),
+            job("rte", 0.6, "trainer.max_epochs=1"),
+            job("sst2", 0.7, "trainer.max_epochs=1", "model=b", model="b"),
+            job("rte", 0.1, "trainer.max_epochs=2"),
+            job("sst2", 0.8, "codec=none", "ratio=25", codec="none"),
+            job("rte", 0.4, "codec=none", "ratio=50", codec="none"),
         ]
     )
-    found = [(row["model"], row["settings"]["finetune"]["trainable"], row["tasks"]) for row in rows]
-    assert found == [
-        ("a", "frozen", {"sst2": 0.9, "rte": 0.6}),
-        ("b", "frozen", {"sst2": 0.7}),
-        ("a", "decoder", {"rte": 0.1}),
+    assert [(row["overrides"], row["tasks"]) for row in rows] == [
+        (["trainer.max_epochs=1"], {"sst2": 0.9, "rte": 0.6}),
+        (["trainer.max_epochs=1", "model=b"], {"sst2": 0.7}),
+        (["trainer.max_epochs=2"], {"rte": 0.1}),
+        (["codec=none"], {"sst2": 0.8, "rte": 0.4}),
     ]
     assert rows[0]["average"] == pytest.approx(0.75)
