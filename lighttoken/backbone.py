@@ -204,8 +204,8 @@ def position_count(model: PreTrainedModel) -> int | None:
 def load_body(model: PreTrainedModel, run: Path) -> None:
     """Take the weights of the body, but for the token embedding and the head, from a run that kept its model.
 
-    A pooler, which readers lack, is taken if the run has one. Raises LighttokenError if there is no such run, or if it is
-    that of another backbone.
+    A pooler, which readers lack, is taken if the run has one. Raises LighttokenError if there is no such run, or if it
+    is that of another backbone.
     """
     files = sorted((run / MODEL_FOLDER).glob("*.safetensors"))
     if not files:
@@ -239,16 +239,16 @@ def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedMode
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what it would list is in the error
     try:
-        teacher, report = type(model).from_pretrained(run / MODEL_FOLDER, output_loading_info=True)
+        loaded: Any = type(model).from_pretrained(run / MODEL_FOLDER, output_loading_info=True)
     finally:
         transformers.logging.set_verbosity(verbosity)
-    if missing := sorted(report["missing_keys"]):
+    teacher: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
         raise LighttokenError(
             f"distill={run} is the run of another backbone: it lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first {missing[0]}; choose a run of the same kind of model"
         )
-    taught: PreTrainedModel = teacher
-    return taught
+    return teacher
 
 
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:

@@ -195,7 +195,7 @@ def _tell_apart(runs: list[Run]) -> None:
         recipes[run.record["task"], run.record["model"]].append(run)
 
     def setting(config: dict[str, Any]) -> dict[str, Any]:
-        told = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
+        told: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
         finetune = config.get("finetune") or {}
         told |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
         return told | {"distilled": bool(config.get("distill"))}
