@@ -124,12 +124,13 @@ class CompressedTable:
     @cached_property
     def index(self) -> dict[str, Tensor]:
         """What `decode_rows` needs next to the tensors to find its way in them."""
-        if form := find_form(self.tensors):
-            return form.index(self.tensors, self.shape[0])
-        if not self.state_bits:
-            return {}
-        tiers, steps = unpack_tiers(self.tensors["tiers"].cpu(), self.shape[0]), self.tensors["steps"].cpu()
-        index = make_index(tiers, steps, self.state_bits, len(self.tensors["decoder"]))
+        with torch.device("cpu"):  # whatever the default is
+            if form := find_form(self.tensors):
+                return form.index(self.tensors, self.shape[0])
+            if not self.state_bits:
+                return {}
+            tiers, steps = unpack_tiers(self.tensors["tiers"].cpu(), self.shape[0]), self.tensors["steps"].cpu()
+            index = make_index(tiers, steps, self.state_bits, len(self.tensors["decoder"]))
         return {f"index.{name}": index[name] for name in INDEX}
 
     @torch.no_grad()
@@ -139,7 +140,8 @@ class CompressedTable:
         Raises LighttokenError for ids that are not integers or not in the table.
         """
         try:
-            ids = torch.arange(self.shape[0]) if ids is None else torch.as_tensor(ids)
+            ids = range(self.shape[0]) if ids is None else ids
+            ids = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise LighttokenError(f"ids of type {type(ids).__name__} are no tensor: {error}; pad them first") from error
         flat = ids.reshape(-1).cpu()
@@ -150,9 +152,9 @@ class CompressedTable:
             raise LighttokenError(
                 f"ids from {int(flat.min())} to {int(flat.max())} asked of a table with ids 0 to {self.shape[0] - 1}"
             )
-        rows = torch.empty(flat.numel(), self.shape[1], dtype=torch.float32)
+        rows = torch.empty(flat.numel(), self.shape[1], dtype=torch.float32, device="cpu")
         tensors = {name: tensor.cpu() for name, tensor in (self.tensors | self.index).items()}
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), torch.device("cpu"):
             for chunk, ids_of_chunk in zip(rows.split(ROWS_PER_CHUNK), flat.split(ROWS_PER_CHUNK), strict=True):
                 chunk.copy_(decode_rows(ids_of_chunk, tensors, self.shape[1]))
         return rows.view(*ids.shape, self.shape[1]).to(ids.device)

@@ -337,8 +337,16 @@ def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: 
 
 
 def _forget_ties(model: PreTrainedModel, embedding: nn.Embedding) -> list[str]:
-    """Make transformers forget which weights it ties to the table; their names."""
+    """Make transformers forget which weights it ties to the table; their names.
+
+    Raises LighttokenError if the table is itself tied to another.
+    """
     source = next(name for name, module in model.named_modules() if module is embedding) + ".weight"
+    if source in model.all_tied_weights_keys:  # as Marian's encoder, whose own embedding the model calls its input
+        raise LighttokenError(
+            f"{type(model).__name__} ties its input embedding {source} to {model.all_tied_weights_keys[source]}, which "
+            "cannot be swapped yet; models that share it the other way round, as Bart and T5, can"
+        )
     tied = [target for target, each in model.all_tied_weights_keys.items() if each == source]
     for prefix, part in model.named_modules():
         if isinstance(part, PreTrainedModel):

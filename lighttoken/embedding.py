@@ -20,7 +20,8 @@ ROWS_PER_CHUNK = 1024  # read at a time where all of them are needed
 DECODER = ("decoder", "bias", "codebooks", "rotation", "levels", "core1", "core2")
 FACTORS = ("left", "right", "gain", "row_scale")
 # Floats are kept as integers of the same bits: a model's .half(), or a loader's dtype, must not round what is stored.
-_SAME_BITS = {torch.float32: torch.int32, torch.float16: torch.int16}
+# Halves as bytes: torch.distributed cannot send int16.
+_SAME_BITS = {torch.float32: torch.int32, torch.float16: torch.uint8}
 
 
 class CompressedEmbedding(nn.Module):
@@ -54,9 +55,9 @@ class CompressedEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = compressed.shape
         self.padding_idx, self.scale, self.round_scale = padding_idx, scale, round_scale
         self._description = replace(compressed, tensors={})
-        self._dtypes = {name: tensor.dtype for name, tensor in compressed.tensors.items()}
+        self._stored_as = {name: (tensor.dtype, tensor.shape) for name, tensor in compressed.tensors.items()}
         for name, tensor in compressed.tensors.items():
-            self.register_buffer(buffer_name(name), _as_integers(tensor).clone())
+            self.register_buffer(buffer_name(name), _as_kept(name, tensor).clone())
         self.register_buffer("like", torch.empty(0), persistent=False)  # has the precision of the model
         self.trained = nn.ParameterDict()
         self.mode: Mode = mode
@@ -92,8 +93,8 @@ class CompressedEmbedding(nn.Module):
         """Train these stored matrices and no others; what was trained before is stored."""
         current = self.compressed_table()
         for name in self.trained:
-            getattr(self, name).copy_(_as_integers(current.tensors[name]))
-        held = (name for name in names if name in self._dtypes and self._stored[name].numel())
+            getattr(self, name).copy_(_as_kept(name, current.tensors[name]))
+        held = (name for name in names if name in self._stored_as and self._stored[name].numel())
         matrices = {name: current.matrix(name).clone() for name in held}
         if "bias" in matrices:
             matrices["bias"] = matrices["bias"].flatten()  # optimizers tell vectors, which do not decay, from matrices
@@ -153,7 +154,7 @@ class CompressedEmbedding(nn.Module):
                 products = torch.empty(len(flat), self.num_embeddings, dtype=self.like.dtype, device=vectors.device)
                 for part, ids in zip(products.split(ROWS_PER_CHUNK, 1), chunks, strict=True):
                     part.copy_(product(ids))
-        return products.view(*vectors.shape[:-1], -1)
+        return products.view(*vectors.shape[:-1], self.num_embeddings)
 
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:
         """For each trained matrix, its root mean square over that of the table, at least a thousandth."""
@@ -166,11 +167,16 @@ class CompressedEmbedding(nn.Module):
             return decode_rows(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
 
     def _views(self) -> dict[str, Tensor]:
-        return {name: getattr(self, buffer_name(name)).view(dtype) for name, dtype in self._dtypes.items()}
+        kept = {name: getattr(self, buffer_name(name)) for name in self._stored_as}
+        return {name: kept[name].view(dtype).view(shape) for name, (dtype, shape) in self._stored_as.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedEmbedding":
         masters = {name: master.data for name, master in self.trained.items()}
+        index = {place: getattr(self, place) for place in map(buffer_name, self._index)}
         super()._apply(fn, recurse)
+        for place, tensor in index.items():
+            if tensor.is_floating_point():  # the codebook, which is not rounded either
+                setattr(self, place, tensor.to(self.codes.device))
         for name, master in self.trained.items():  # a model's .half() does not round what is trained
             master.data = masters[name].to(master.device)
         self._stored = self._views()
@@ -184,6 +190,13 @@ class CompressedEmbedding(nn.Module):
         stored = replace(self._description, tensors=self._views())
         for name, master in self.trained.items():
             state_dict.setdefault(f"{prefix}trained.{name}", stored.matrix(name).view_as(master))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stored": {}}  # torch.save refuses two views of the same bytes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stored = self._views()
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """What `decode_rows` reads: what is stored, but for what is trained."""
@@ -211,7 +224,7 @@ class CompressedEmbedding(nn.Module):
 
     def stored_buffers(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the persistent buffers, with what is trained now in them."""
-        return {buffer_name(name): _as_integers(tensor) for name, tensor in self.compressed_table().tensors.items()}
+        return {buffer_name(name): _as_kept(name, tensor) for name, tensor in self.compressed_table().tensors.items()}
 
     @property
     @torch.no_grad()
@@ -294,8 +307,10 @@ def _prepare(module: CompressedEmbedding, _: object) -> None:  # not a lambda: a
     module.prepare()
 
 
-def _as_integers(tensor: Tensor) -> Tensor:
-    return tensor.view(_SAME_BITS.get(tensor.dtype, tensor.dtype))
+def _as_kept(name: str, tensor: Tensor) -> Tensor:
+    """A stored tensor as a buffer of integers; codes flat, so that they never have the shape of the dense weight."""
+    kept = tensor.contiguous().view(_SAME_BITS.get(tensor.dtype, tensor.dtype))
+    return kept.flatten() if name == "codes" else kept
 
 
 def buffer_name(name: str) -> str:

@@ -95,8 +95,8 @@ def verify(compressed: "CompressedTable", source: str) -> bool:
     errors = table_errors(table, compressed.decode(), torch.ones(len(table)))
     for name in ("nmse", "cosine"):
         told = compressed.summary.get(name)
-        same &= told is None or abs(errors[name] - told) < 1e-4
-        rows.append((name, f"{errors[name]:.6g}" + ("" if told is None else f" (told: {told:.6g})")))
+        same &= told is not None and abs(errors[name] - told) < 1e-4
+        rows.append((name, f"{errors[name]:.6g} (told: {'nothing' if told is None else f'{told:.6g}'})"))
     print_rows(f"against {source}", rows)
     return same
 

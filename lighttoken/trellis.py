@@ -85,14 +85,14 @@ def make_index(tiers: Tensor, steps: Tensor, state_bits: int, rank: int) -> dict
     read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits
     shape, n = (len(steps), rank), steps.shape[1]
     position, component = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.uint8)
-    step = torch.full(shape, n, dtype=torch.int16)
+    step = torch.full(shape, n, dtype=torch.int32)  # not int16, which torch.distributed cannot send
     for tier, repeats in enumerate(vectors):  # trailing bytes of 0, in tiers of few steps, may lead beyond the rank
         owner = torch.arange(n).repeat_interleave(repeats)[:rank]
         first = repeats.cumsum(0) - repeats
         end = len(owner)
         position[tier, :end] = read[tier][owner].int()
         component[tier, :end] = (torch.arange(end) - first[owner]).to(torch.uint8)
-        step[tier, :end] = torch.where(bits[tier][owner] > 0, owner, n).to(torch.int16)
+        step[tier, :end] = torch.where(bits[tier][owner] > 0, owner, n).int()
     lengths = bits.sum(1)
     return {
         "tiers": torch.nn.functional.pad(tiers, (0, -len(tiers) % BLOCK)),

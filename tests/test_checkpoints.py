@@ -1,6 +1,7 @@
 """Checkpoints that `lighttoken.compress checkpoint=true` writes, and `lighttoken.inspect`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,20 @@ def test_inspect_finds_codes_that_do_not_decode_to_what_was_told(command, compre
     (codes,) = (name for name in tensors if name.endswith("word_embeddings.weight"))
     tensors[codes] = tensors[codes].flip(0)
     save_file(tensors, "packed/model.safetensors", metadata={"format": "pt"})
-    assert command("inspect", "packed", "--verify", str(checkpoint()))[0] == 1
+    code, _, err = command("inspect", "packed", "--verify", str(checkpoint()))
+    assert code == 2
+    assert "the checkpoint's compressed table is damaged: its hash is not the one told in config.json" in err
+
+
+@pytest.mark.parametrize(("told", "seen"), [({"nmse": 0.123}, "(told: 0.123)"), ({}, "(told: nothing)")])
+def test_inspect_finds_errors_that_are_not_those_that_were_told(command, checkpoint, told, seen):
+    assert command("compress", f"model.path={checkpoint()}", *QUICK, "output=table")[0] == 0
+    table = load_table("table")
+    others = {name: value for name, value in table.summary.items() if name != "nmse"}
+    replace(table, summary=others | told).save("table")
+    code, out, _ = command("inspect", "table", "--verify", str(checkpoint()))
+    assert code == 1
+    assert seen in out
 
 
 def test_inspect_says_what_it_cannot_read(command, compress, checkpoint, tmp_path):

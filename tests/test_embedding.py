@@ -171,11 +171,13 @@ def test_what_was_trained_is_stored_in_the_same_bytes(request, codec):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_cast_changes_the_rows_precision_and_nothing_that_is_stored(coded, dtype):
-    embedding = CompressedEmbedding(coded).to(dtype)
-    ids = torch.arange(5)
-    assert torch.equal(embedding(ids), coded.decode(ids).to(dtype))
-    assert torch.equal(embedding.float()(ids), coded.decode(ids))
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_a_cast_changes_the_rows_precision_and_nothing_that_is_stored(request, codec, dtype):
+    compressed = request.getfixturevalue(codec)
+    embedding, ids = CompressedEmbedding(compressed).to(dtype), torch.arange(1200)
+    rows = CompressedEmbedding(compressed)(ids)
+    assert torch.equal(embedding(ids), rows.to(dtype))
+    assert torch.equal(embedding.float()(ids), rows)
 
 
 @pytest.mark.parametrize("codec", ["coded", "trellis"])
@@ -200,7 +202,7 @@ def test_packed_it_takes_the_memory_of_the_artifact(trellis):
     stored = sum(tensor.numel() * tensor.element_size() for tensor in trellis.tensors.values())
     assert held == stored + index
     rows = len(trellis.tensors["decoder"]) * len(trellis.tensors["steps"])
-    assert index <= 1200 + 32 + 8 * (1200 // 32 + 1) + 8 * 16 + 7 * rows + 2 * 8 * 64  # tiers, blocks, layout, codebook
+    assert index <= 1200 + 32 + 8 * (1200 // 32 + 1) + 8 * 16 + 9 * rows + 2 * 8 * 64  # tiers, blocks, layout, codebook
 
 
 def test_it_compiles_and_gives_the_same_rows(trellis):
@@ -223,6 +225,46 @@ def test_it_can_be_pickled_as_processes_that_share_a_model_do(request, codec):
     embedding = CompressedEmbedding(request.getfixturevalue(codec))
     ids = torch.arange(1200)
     assert torch.equal(pickle.loads(pickle.dumps(embedding))(ids), embedding(ids))
+    torch.save(embedding, "embedding.pt")
+    assert torch.equal(torch.load("embedding.pt", weights_only=False)(ids), embedding(ids))
+
+
+def run_distributed(rank: int, embedding: CompressedEmbedding, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    both = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(embedding, torch.nn.Linear(32, 2)))
+    for step in range(2):
+        both(torch.arange(5) + 10 * rank + step).square().sum().backward()
+    gradients = [each.grad for each in both.parameters()]
+    torch.save(gradients, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_it_trains_in_several_processes(request, codec, tmp_path):
+    """Which send all buffers to each other, once."""
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    set_trainable(embedding, "decoder")
+    torch.multiprocessing.spawn(run_distributed, (embedding, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(first) == len(list(embedding.parameters())) + 2
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+        assert one.any()
+
+
+def test_no_positions_have_no_logits(trellis):
+    assert CompressedEmbedding(trellis).project(torch.empty(0, 32)).shape == (0, 1200)
+
+
+@pytest.mark.parametrize("codec", ["svd", QUICK, TRELLIS])
+def test_the_default_device_makes_no_difference(table, codec):
+    plain = compress_table(table, codec, 6.0, progress=False)
+    with torch.device("meta"):  # where whatever is made without a device has no numbers
+        compressed = compress_table(table, codec, 6.0, progress=False)
+        rows = compressed.decode(torch.arange(1200, device="cpu"))
+    assert compressed.tensors.keys() == plain.tensors.keys()
+    assert torch.equal(rows, plain.decode())
 
 
 def test_a_forward_pass_reads_the_buffers_that_it_is_given(trellis):

@@ -221,3 +221,11 @@ def test_a_head_serves_hidden_states_of_any_shape_and_modes_agree(mode):
         expected = hidden @ compressed.decode().T + head.bias
         with torch.no_grad():
             torch.testing.assert_close(head(hidden), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_input_embedding_that_is_tied_to_another_is_refused():
+    sizes = BART | {"max_position_embeddings": 40, "pad_token_id": 0, "decoder_start_token_id": 0}
+    model = transformers.MarianMTModel(transformers.MarianConfig(**sizes))
+    with pytest.raises(LighttokenError, match="MarianMTModel ties its input embedding .* cannot be swapped yet"):
+        swap_embedding(model, compress(model))
+    assert type(model.get_input_embeddings()) is nn.Embedding

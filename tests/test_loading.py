@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
@@ -92,8 +93,9 @@ def test_lighttoken_may_be_imported_before_or_after_transformers(make_model, tmp
     assert done.returncode == 0, done.stderr
 
 
-def test_without_lighttoken_the_load_fails_instead_of_drawing_a_random_table(make_model, tmp_path):
-    swapped(make_model()).save_pretrained(tmp_path)
+@pytest.mark.parametrize("codec", [TRELLIS, "svd", "scalar"])  # the codes of the last are as many as the numbers
+def test_without_lighttoken_the_load_fails_instead_of_drawing_a_random_table(make_model, tmp_path, codec):
+    swapped(make_model(), codec).save_pretrained(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", LOAD.format(folder=str(tmp_path))], capture_output=True, text=True, check=False
     )
@@ -112,6 +114,35 @@ def test_a_newer_or_mismatched_checkpoint_is_refused(make_model, tmp_path):
     path.write_text(json.dumps(config | {"vocab_size": 150}))
     with pytest.raises(LighttokenError, match="compressed table is 200 x 32 and the model's is 150 x 32"):
         AutoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["codes", "bias", "steps", "summary", "tie", "tie is missing", "state_bits"])
+def test_a_table_that_is_not_the_one_that_was_saved_is_refused(make_model, tmp_path, damage):
+    swapped(make_model()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    told = config["quantization_config"]
+    if damage in ("codes", "bias", "steps"):
+        tensors = load_file(tmp_path / "model.safetensors")
+        name = "weight" if damage == "codes" else damage
+        tensors[f"embeddings.word_embeddings.{name}"].view(torch.uint8).flatten()[-1] ^= 1
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    elif damage == "tie is missing":
+        del told["tie"]
+    else:
+        told[damage] = {"summary": {}, "tie": "untie", "state_bits": 5}[damage]
+    path.write_text(json.dumps(config))
+    with pytest.raises(LighttokenError, match="damaged: its hash|lacks tie; make the checkpoint again"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_model_changes_its_precision_as_others_do(make_model, tmp_path):
+    model = swapped(make_model())
+    model.save_pretrained(tmp_path)
+    for each in (model, AutoModel.from_pretrained(tmp_path)):
+        rows = each.get_input_embeddings()(IDS)
+        assert each.half().get_input_embeddings()(IDS).dtype == torch.float16
+        assert torch.equal(each.float().get_input_embeddings()(IDS), rows)
 
 
 def test_a_damaged_shard_is_refused(make_model, tmp_path):

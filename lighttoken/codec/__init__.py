@@ -74,11 +74,17 @@ class Codec(Protocol):
 
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
-    """Float32 with gradients, whatever the code around has switched on or off."""
+    """Float32 on the CPU with gradients, unless told otherwise, whatever the code around has switched on or off."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), torch.enable_grad():
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.device("cpu"),
+        ):
             yield
     finally:
         torch.set_default_dtype(default)
@@ -240,6 +246,7 @@ def _checked_table(table: Any) -> Tensor:
             "pass model.get_input_embeddings().weight"
         )
     table = table.detach().float().cpu()
+    table = table.clone() if table.is_inference() else table  # else nothing that is trained could see it
     bad_rows = (~table.isfinite()).any(1).nonzero().flatten()
     if len(bad_rows):
         raise LighttokenError(
@@ -258,6 +265,8 @@ def _checked_metric(metric: Any, dim: int) -> Tensor | None:
             f"the metric has shape {tuple(metric.shape)}, a table of width {dim} needs ({dim}, {dim})"
         )
     metric = metric.double().cpu()
+    if not bool(metric.isfinite().all()):
+        raise LighttokenError("the metric has NaN or infinite values; pass None for the Euclidean distance")
     if not torch.allclose(metric, metric.T, rtol=1e-4, atol=1e-6 * float(metric.abs().max())):
         raise LighttokenError("the metric is not symmetric; pass (metric + metric.T) / 2")
     if not float(torch.linalg.eigvalsh(metric)[-1]) > 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lighttoken.artifact import CompressedTable
-from lighttoken.codec.budget import Plan, plan_budget
+from lighttoken.codec.budget import PRECISIONS, Plan, plan_budget
 from lighttoken.codec.loss import table_errors
 from lighttoken.codec.lowrank import weighted_moments
 from lighttoken.codec.refine import refit_decoder
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
+MIN_STATE_BITS = 4  # a shorter window says next to nothing: what is predicted of it is that all is lost
 
 
 Metric = Literal["euclidean", "backbone"]
@@ -54,8 +55,14 @@ class LightToken(Prior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.state_bits <= MAX_STATE_BITS:
-            raise LighttokenError(f"state_bits is {self.state_bits}; it must be from 1 to {MAX_STATE_BITS}")
+        if not MIN_STATE_BITS <= self.state_bits <= MAX_STATE_BITS:
+            raise LighttokenError(
+                f"state_bits is {self.state_bits}; it must be from {MIN_STATE_BITS} to {MAX_STATE_BITS}"
+            )
+        if self.decoder_precision not in (None, *PRECISIONS):
+            raise LighttokenError(
+                f"decoder_precision is {self.decoder_precision!r}; choose one of {', '.join(PRECISIONS)}, or null"
+            )
         if self.tiers is not None and not 1 <= self.tiers <= MAX_TIERS:
             raise LighttokenError(f"tiers is {self.tiers}; it must be from 1 to {MAX_TIERS}, or null")
         if self.metric_sequences < 1:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
-from types import NoneType
 from typing import Any
 
 from lighttoken.records import is_reference, read_records, recipe, retention
@@ -162,7 +161,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _complete(record: dict[str, Any]) -> dict[str, Any]:
-    """With what records of earlier versions lack. Raises TypeError for values of a wrong type."""
+    """With what records of earlier versions lack. Raises TypeError or AttributeError for values of a wrong type."""
     lacking: dict[str, Any] = {
         "table": {},
         "compression": {},
@@ -179,9 +178,17 @@ def _complete(record: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{name} is {whole[name]!r}")
     if not isinstance(whole["config"].get("finetune") or {}, dict):
         raise TypeError(f"config.finetune is {whole['config']['finetune']!r}")
-    for name in ("ratio", "ratio_asked"):
-        if not isinstance(whole[name], (int, float, NoneType)):
-            raise TypeError(f"{name} is {whole[name]!r}")
+    numbers = {name: whole[name] for name in ("ratio", "ratio_asked") if whole[name] is not None}
+    numbers |= {name: whole["compression"][name] for name in ("nmse", "weighted_nmse") if name in whole["compression"]}
+    for name, value in (numbers | whole["seconds"]).items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise TypeError(f"{name} is {value!r}")
+    for name in ("singular_values", "gaussian_bound") if whole["table"] else ():
+        curve = whole["table"].get(name, {})
+        if len({len(each) for each in curve.values()}) > 1 or (name == "singular_values" and not curve):
+            raise TypeError(f"table.{name} is {curve!r}")
+    if len(tenths := whole["compression"].get("nmse_by_frequency_tenth") or [0] * 10) != 10:
+        raise TypeError(f"nmse_by_frequency_tenth is {tenths!r}")
     if not isinstance(whole["seed"], int):
         raise TypeError(f"seed is {whole['seed']!r}")
     return whole

@@ -139,7 +139,22 @@ def test_every_codec_has_a_look_of_its_own():
     assert style("unheard_of") == style("unheard_of")
 
 
-@pytest.mark.parametrize("odd", [{"ratio_asked": "25"}, {"config": {"finetune": "x"}}, {"table": [1]}])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"ratio_asked": "25"},
+        {"ratio": math.inf},
+        {"config": {"finetune": "x"}},
+        {"table": [1]},
+        {"table": {"rows": 1}},
+        {"table": {"singular_values": {"index": [0], "value": [1.0, 2.0]}}},
+        {"table": {"singular_values": {"index": [0], "value": [1.0]}, "gaussian_bound": None}},
+        {"compression": {"nmse": math.inf}},
+        {"compression": {"nmse": 0.1, "weighted_nmse": None}},
+        {"compression": {"nmse": 0.1, "nmse_by_frequency_tenth": [0.1]}},
+        {"seconds": {"finetune": None}},
+    ],
+)
 def test_a_record_of_odd_content_is_left_out_alone(run_folder, tmp_path, caplog, odd):
     run_folder("mrpc", "svd", **scored(0.5))
     run_folder("mrpc", "pq", **scored(0.5), **odd)
