@@ -182,7 +182,7 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
         ),
         (["logger=null"], "a config group takes a name, not null; logger=none is there for no logger"),
         (["task.batch_size=0", "logger=none"], "task.batch_size is 0; it must be 1 or above"),
-        (["seed=-1"], "seed is -1; it must be 0 or above"),
+        (["seed=-1"], "seed is -1; it must be 0 or above, and below 2^32"),
         (["zzz.a=3"], "unknown key zzz.a; --cfg job shows them all"),
         (["task=cola", "task.data_dri=x"], "unknown key task.data_dri; did you mean task.data_dir?"),
         (["+experiment=glue_sst2", "task.data-dir=x"], "unknown key task.data-dir; did you mean task.data_dir?"),

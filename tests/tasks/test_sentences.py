@@ -164,6 +164,9 @@ def test_the_diagnostic_set_of_the_hub_is_a_config_of_its_own_and_may_be_missing
     (hub / "README.md").write_text(card[: card.index("- config_name: ax")] + "---\n")
     data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, **told)
     data.setup()
+    with pytest.raises(LighttokenError, match="needs the split 'ax' .* add it, or leave out predict=true"):
+        data.predict_dataloader()
+    data.submission = {"validation": "SST-2", "ax": "AX"}
     with pytest.raises(
         LighttokenError, match=r"needs the split 'ax' .* leave out its answers with '~task\.submission\.ax'"
     ):
