@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -26,7 +27,6 @@ from lighttoken.artifact import CompressedTable
 from lighttoken.embedding import CompressedEmbedding, CompressedHead, SharedEmbedding, Tie
 from lighttoken.errors import LighttokenError
 from lighttoken.loading import attach
-from lighttoken.records import MODEL_FOLDER, RECORD_FILE
 
 BackbonePrecision = Literal["float32", "float16", "bfloat16", "int8"]
 
@@ -146,12 +146,8 @@ class Backbone:
 
     def _load_weights(self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any) -> PreTrainedModel:
         """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # its report lists the new head too, which is meant to be new
-        try:
+        with no_load_report():  # it lists the new head too, which is meant to be new
             model, report = self._load(auto_class, dtype=dtype, output_loading_info=True, **kwargs)
-        finally:
-            transformers.logging.set_verbosity(verbosity)
         prefix = "" if model.base_model is model else model.base_model_prefix
         base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
         absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
@@ -179,6 +175,17 @@ class Backbone:
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
 
 
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Inside, transformers does not print which weights it found and which not."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
 def find_embedding(model: nn.Module) -> nn.Embedding:
     """The token embedding of any transformers model. Raises LighttokenError if it is not a dense one."""
     embedding = model.get_input_embeddings()  # type: ignore[operator]
@@ -199,56 +206,6 @@ def position_count(model: PreTrainedModel) -> int | None:
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - max(unused, getattr(module, "offset", 0))
     return None
-
-
-def load_body(model: PreTrainedModel, run: Path) -> None:
-    """Take the weights of the body, but for the token embedding and the head, from a run that kept its model.
-
-    A pooler, which readers lack, is taken if the run has one. Raises LighttokenError if there is no such run, or if it
-    is that of another backbone.
-    """
-    files = sorted((run / MODEL_FOLDER).glob("*.safetensors"))
-    if not files:
-        raise LighttokenError(f"init_from={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
-    state = {name: each for file in files for name, each in load_file(file).items()}
-    table, body = find_embedding(model).weight, model.base_model
-    prefix = "" if body is model else model.base_model_prefix
-    wanted = {name: each for name, each in body.named_parameters(prefix=prefix) if each is not table}
-    wanted = {name: each for name, each in wanted.items() if name in state or "pooler" not in name}
-    unfit = [name for name, each in wanted.items() if name not in state or state[name].shape != each.shape]
-    if unfit:
-        raise LighttokenError(
-            f"init_from={run} is the run of another backbone: {len(unfit)} weights do not fit, the first {unfit[0]}; "
-            "choose a run of the same model"
-        )
-    with torch.no_grad():
-        for name, each in wanted.items():
-            each.copy_(state[name])
-
-
-def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedModel:
-    """The fine-tuned model of a run that kept its model, for a model of the same task to learn from.
-
-    Raises LighttokenError if there is none, or if it is that of another task or another kind of backbone.
-    """
-    if not (run / MODEL_FOLDER / "config.json").is_file() or not (run / RECORD_FILE).is_file():
-        raise LighttokenError(f"distill={run} has no {MODEL_FOLDER}/ in it; run the task with save_model=true first")
-    of = json.loads((run / RECORD_FILE).read_bytes())["task"]
-    if of != task:
-        raise LighttokenError(f"distill={run} is a run of task={of} and this is task={task}; choose one of {task}")
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what it would list is in the error
-    try:
-        loaded: Any = type(model).from_pretrained(run / MODEL_FOLDER, output_loading_info=True)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    teacher: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise LighttokenError(
-            f"distill={run} is the run of another backbone: it lacks {len(missing)} weights of {type(model).__name__}, "
-            f"the first {missing[0]}; choose a run of the same kind of model"
-        )
-    return teacher
 
 
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:

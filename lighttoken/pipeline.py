@@ -29,8 +29,6 @@ from lighttoken.backbone import (
     Backbone,
     check_precision,
     find_embedding,
-    load_body,
-    load_teacher,
     model_bytes,
     position_count,
     reduce_precision,
@@ -44,6 +42,7 @@ from lighttoken.measure import common_frequencies, measure_artifact, measure_tab
 from lighttoken.records import MODEL_FOLDER, Record, asked_for, find_reference, make_paths_absolute
 from lighttoken.screen import print_closing_table
 from lighttoken.tasks.data import TaskData
+from lighttoken.transfer import load_body, load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def train(config: DictConfig) -> Record:
     record = new_record(config, backbone, codec)
     with record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):
-            check_precision(config.backbone_precision)  # what can be known before hours of work
+            check_precisions(config)  # what can be known before hours of work
             trainer = make_trainer(config, loggers, record.directory)
             if trainer.strategy.root_device.type == "cpu":
                 record.hardware["accelerator"] = "none"  # that is there was not asked for
@@ -213,13 +212,9 @@ def evaluate(config: DictConfig, trainer: L.Trainer, data: TaskData, module: L.L
     record.metrics = {name: float(scores[name]) for name in scores if name.startswith(names)}
 
 
-def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
-    """The trainer with its callbacks.
-
-    Raises LighttokenError for callbacks that watch rows which are only ever scored, or held-out rows if there are none,
-    for more than one process, for devices that are not there, for an unknown `matmul_precision`, for a `precision` that
-    rounds scores and for training without an end.
-    """
+def check_precisions(config: DictConfig) -> None:
+    """Raise LighttokenError for precisions that are unknown, cannot be made here, or round scores."""
+    check_precision(config.backbone_precision)
     if config.matmul_precision not in MATMUL_PRECISIONS:
         raise LighttokenError(
             f"unknown matmul_precision={config.matmul_precision!r}; choose one of {', '.join(MATMUL_PRECISIONS)}"
@@ -229,6 +224,14 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
             f"trainer.precision={config.trainer.precision} rounds labels and scores too; set "
             "trainer.precision=bf16-mixed, and backbone_precision=bfloat16 for the weights that are stored"
         )
+
+
+def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
+    """The trainer with its callbacks.
+
+    Raises LighttokenError for callbacks that watch rows which are only ever scored, or held-out rows if there are none,
+    for more than one process, for devices that are not there and for training without an end.
+    """
     callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
     if config.resume:
         for each in callbacks:  # the same folder when it goes on, or it would forget which epoch was best

@@ -163,10 +163,7 @@ def close(job: Job, code: int) -> None:
 
 
 def sweep_records(folder: Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """The records of the jobs of a sweep that are done, those of skipped jobs from where they are, each next to the
-
-    overrides of its job.
-    """
+    """The overrides and the record of each job of a sweep that is done; of a skipped job, that of the earlier run."""
     jobs = json.loads((folder / SWEEP_FILE).read_bytes()) if (folder / SWEEP_FILE).is_file() else []
     done = [job for job in jobs if job["status"] != "failed"]
     return [(job["overrides"], record) for job in done for record in read_records(Path(job["folder"]))]

@@ -17,7 +17,8 @@ from transformers import (
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
-from lighttoken.backbone import Backbone, find_embedding, load_body, model_bytes, position_count, reduce_precision
+from lighttoken.backbone import Backbone, find_embedding, model_bytes, position_count, reduce_precision
+from lighttoken.transfer import load_body
 
 
 def test_a_checkpoint_on_disk_gives_tokenizer_table_and_classifier(checkpoint, architecture):

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 
 from lighttoken import LighttokenError, compression, load_table
 from lighttoken.artifact import METADATA_FILE, TENSORS_FILE, hash_table
-from lighttoken.backbone import load_teacher
 from lighttoken.finetune import FineTuner
+from lighttoken.transfer import load_teacher
 
 QUICK = [
     "codec.state_bits=6",
