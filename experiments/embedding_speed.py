@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from experiments.rate_distortion import load_backbone, peak_mb, reset_peak_mb
 from experiments.scaling import synthetic_table
 from lighttoken import CompressedEmbedding, compress_table, measure_importance
-from lighttoken.artifact import CompressedTable
-from lighttoken.codec.lighttoken import LightToken
-from lighttoken.embedding import CompressedHead
-from lighttoken.trellis import LEAD, pack_stream, pack_tiers, row_starts, unpack_tiers
+from lighttoken.artifact.table import CompressedTable
+from lighttoken.artifact.trellis import LEAD, pack_stream, pack_tiers, row_starts, unpack_tiers
+from lighttoken.backbone.embedding import CompressedHead
+from lighttoken.codec.lighttoken.method import LightToken
 
 BATCHES = ((32, 128), (1, 32))
 POSITIONS = ((1, 1), (8, 128))

@@ -23,8 +23,8 @@ import torch
 from hydra.utils import instantiate
 from transformers import get_linear_schedule_with_warmup
 
-from lighttoken.compression import quiet_libraries
-from lighttoken.configs import config_dir, register
+from lighttoken.config.schema import config_dir, register
+from lighttoken.run.libraries import quiet_libraries
 
 TURN = 10  # batches
 

@@ -31,10 +31,10 @@ from statistics import fmean, stdev
 
 from tqdm import tqdm
 
-from lighttoken.configs import config_dir
-from lighttoken.records import MODEL_FOLDER, RECORD_FILE, hardware, retention
-from lighttoken.sweep import Job, close, ending_processes, quoted, run_process
-from lighttoken.tasks.average import task_score
+from lighttoken.config.schema import config_dir
+from lighttoken.run.average import task_score
+from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, hardware, retention
+from lighttoken.run.sweep import Job, close, ending_processes, quoted, run_process
 
 # Seeds and what shortens a task, so that two CPU cores are enough.
 TASKS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from experiments.rate_distortion import load_backbone
 from lighttoken import compress_table, measure_importance
-from lighttoken.codec.lighttoken import LightToken
+from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.tasks.data import position
 
 COLUMNS = {"cola": "sentence", "sst2": "sentence", "stsb": "sentence1", "rte": "sentence1", "squad": "context"}

@@ -7,8 +7,8 @@
 adds a fine-tuning on 12,000 sentences for every row, minutes each). Every point runs in a process of its own, one after
 another; points that are in rate_distortion.csv are not computed again. Writes rate_distortion.csv, .md and .png.
 
-The quantizers of faiss are those of lighttoken.baselines: of the shapes that fit a ratio (words x bits), that of the
-least error.
+The quantizers of faiss are those of lighttoken.codec.baselines: of the shapes that fit a ratio (words
+x bits), that of the least error.
 """
 
 import argparse
@@ -33,12 +33,12 @@ import torch
 from tqdm import tqdm
 
 from lighttoken import compress_table, measure_importance
-from lighttoken.backbone import Backbone
-from lighttoken.codec.budget import reverse_water_filling
-from lighttoken.codec.lighttoken import LightToken
+from lighttoken.backbone.source import Backbone
+from lighttoken.codec.bound import reverse_water_filling
+from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.lowrank import weighted_moments
-from lighttoken.codec.paper import LightTokenPaper
-from lighttoken.configs import config_dir, register
+from lighttoken.codec.paper.method import LightTokenPaper
+from lighttoken.config.schema import config_dir, register
 from lighttoken.errors import LighttokenError
 
 matplotlib.use("agg")

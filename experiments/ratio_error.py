@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
 from lighttoken import compress_table
-from lighttoken.backbone import Backbone
+from lighttoken.backbone.source import Backbone
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

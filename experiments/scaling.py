@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from experiments.rate_distortion import load_backbone, peak_mb, reset_peak_mb
 from lighttoken import compress_table
-from lighttoken.codec.budget import reverse_water_filling
+from lighttoken.codec.bound import reverse_water_filling
 from lighttoken.codec.lowrank import weighted_moments
 
 SIZES = ((30_522, 384), (120_000, 384), (30_522, 768))

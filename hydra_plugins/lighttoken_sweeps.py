@@ -33,13 +33,13 @@ class ProcessLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; returns a JobReturn for each, whose value is a `lighttoken.sweep.Job`: none of them raises.
+        """Run the jobs; returns a JobReturn for each, whose value is a `lighttoken.run.sweep.Job`: none of them raises.
 
         Raises LighttokenError for a missing package and for commands other than lighttoken.train.
         """
         from lighttoken.errors import LighttokenError
-        from lighttoken.records import asked_for, read_records
-        from lighttoken.sweep import Job, find_done, plain_config, tell_skipped
+        from lighttoken.run.records import asked_for, read_records
+        from lighttoken.run.sweep import Job, find_done, plain_config, tell_skipped
 
         if self.config.hydra.job.config_name != "train":
             raise LighttokenError("this hydra/launcher is for lighttoken.train; leave it out")
@@ -84,7 +84,7 @@ class ProcessLauncher(Launcher):
 
     def command(self, overrides: Sequence[str], folder: str) -> list[str]:
         """The command line of a job."""
-        from lighttoken.sweep import quoted
+        from lighttoken.run.sweep import quoted
 
         hydra = self.config.hydra
         added = [each.path for each in hydra.runtime.config_sources if each.provider == "command-line"]
@@ -109,7 +109,7 @@ class JoblibLauncher(ProcessLauncher):
     def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without joblib."""
         from lighttoken.errors import LighttokenError
-        from lighttoken.sweep import close, ending_processes, run_process
+        from lighttoken.run.sweep import close, ending_processes, run_process
 
         try:
             from joblib import Parallel, delayed
@@ -134,7 +134,7 @@ class SubmititLauncher(ProcessLauncher):
     def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without submitit or SLURM, and for unknown parameters."""
         from lighttoken.errors import LighttokenError
-        from lighttoken.sweep import close, run_process
+        from lighttoken.run.sweep import close, run_process
 
         try:
             import submitit
@@ -181,11 +181,11 @@ class OptunaSweeper(Sweeper):
 
         Raises LighttokenError without optuna, without rows held out and when no trial came to a score.
         """
-        from lighttoken.artifact import write_atomically
+        from lighttoken.artifact.files import write_atomically
         from lighttoken.errors import LighttokenError
-        from lighttoken.records import read_records
-        from lighttoken.screen import print_rows
-        from lighttoken.tasks.average import task_score
+        from lighttoken.run.average import task_score
+        from lighttoken.run.records import read_records
+        from lighttoken.run.screen import print_rows
 
         try:
             import optuna

@@ -6,15 +6,16 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from lighttoken.artifact import CompressedTable, load_table
-    from lighttoken.backbone import swap_embedding
-    from lighttoken.codec import compress_table, compress_to_quality
-    from lighttoken.compression import measure_importance
-    from lighttoken.embedding import CompressedEmbedding
-    from lighttoken.errors import LighttokenError
+from lighttoken.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lighttoken.artifact.table import CompressedTable, load_table
+    from lighttoken.backbone.embedding import CompressedEmbedding
+    from lighttoken.backbone.swap import swap_embedding
+    from lighttoken.codec import compress_table
+    from lighttoken.codec.quality import compress_to_quality
+    from lighttoken.errors import LighttokenError
+    from lighttoken.run.importance import measure_importance
 
 __all__ = [
     "CompressedEmbedding",
@@ -28,14 +29,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CompressedEmbedding": "lighttoken.embedding",
-    "CompressedTable": "lighttoken.artifact",
+    "CompressedEmbedding": "lighttoken.backbone.embedding",
+    "CompressedTable": "lighttoken.artifact.table",
     "LighttokenError": "lighttoken.errors",
     "compress_table": "lighttoken.codec",
-    "compress_to_quality": "lighttoken.codec",
-    "load_table": "lighttoken.artifact",
-    "measure_importance": "lighttoken.compression",
-    "swap_embedding": "lighttoken.backbone",
+    "compress_to_quality": "lighttoken.codec.quality",
+    "load_table": "lighttoken.artifact.table",
+    "measure_importance": "lighttoken.run.importance",
+    "swap_embedding": "lighttoken.backbone.swap",
 }
 
 
@@ -54,14 +55,14 @@ class _OnTransformersImport(importlib.abc.MetaPathFinder):
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                importlib.import_module("lighttoken.loading")
+                importlib.import_module("lighttoken.backbone.checkpoint")
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 if _OnTransformersImport.AT in sys.modules:
-    importlib.import_module("lighttoken.loading")
+    importlib.import_module("lighttoken.backbone.checkpoint")
 else:
     sys.meta_path.insert(0, _OnTransformersImport())
 

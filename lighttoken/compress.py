@@ -1,13 +1,13 @@
 """python -m lighttoken.compress: compress a table and write the artifact. See conf/compress.yaml."""
 
-from lighttoken.configs import door
-from lighttoken.screen import quiet_imports
+from lighttoken.config.command import door
+from lighttoken.run.screen import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
     quiet_imports()
-    from lighttoken.compression import compress
+    from lighttoken.run.compression import compress
 
     door("compress", compress)
 

@@ -1,13 +1,13 @@
 """python -m lighttoken.train: compress, fine-tune, evaluate, record. See conf/train.yaml."""
 
-from lighttoken.configs import door
-from lighttoken.screen import quiet_imports
+from lighttoken.config.command import door
+from lighttoken.run.screen import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
     quiet_imports()
-    from lighttoken.pipeline import train
+    from lighttoken.run.pipeline import train
 
     door("train", train)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lighttoken.records import is_reference, read_records, recipe, retention
-from lighttoken.tasks.average import task_score
+from lighttoken.run.average import task_score
+from lighttoken.run.records import is_reference, read_records, recipe, retention
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from plotly.offline import get_plotlyjs
 
-from lighttoken.artifact import write_atomically
+from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart, place, retention_text, style
 from lighttoken.dashboard.gather import Point, Run, flatten, points
 

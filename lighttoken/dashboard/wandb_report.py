@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lighttoken.configs import has_wandb_key
+from lighttoken.config.schema import has_wandb_key
 from lighttoken.errors import LighttokenError
 
 TITLE = "lighttoken: codecs against ratio"

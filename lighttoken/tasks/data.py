@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lighttoken.backbone import Backbone
+from lighttoken.backbone.source import Backbone
 from lighttoken.errors import LighttokenError
 
 

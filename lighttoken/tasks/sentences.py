@@ -11,11 +11,11 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lighttoken import __version__
-from lighttoken.artifact import write_atomically
-from lighttoken.backbone import Backbone
+from lighttoken.artifact.files import write_atomically
+from lighttoken.backbone.source import Backbone
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.data import TaskData
+from lighttoken.version import __version__
 
 
 class SentenceData(TaskData):

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from lighttoken import __version__
-from lighttoken.artifact import write_atomically
-from lighttoken.backbone import Backbone
+from lighttoken.artifact.files import write_atomically
+from lighttoken.backbone.source import Backbone
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.data import TaskData, missing_split
+from lighttoken.version import __version__
 
 COLUMNS = ("id", "question", "context", "answers")
 

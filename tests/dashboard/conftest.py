@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lighttoken.measure import BOUND_RATIOS
-from lighttoken.records import Record
+from lighttoken.run.measure import BOUND_RATIOS
+from lighttoken.run.records import Record
 
 CODECS = ("lighttoken", "lighttoken_paper", "svd", "orientation_ae", "pq", "opq", "rq", "lsq", "scalar", "tensor_train")
 CODECS += ("compositional_codes", "near_lossless_binary", "hashing_trick", "vocabulary_pruning")
@@ -32,7 +32,7 @@ def write_run(
     ratio = 1.0 if codec == "none" else ratio
     name = f"{len(list(folder.glob('*'))):04d}_{task}_{codec.replace('/', '_')[:30]}_{ratio:g}x_seed{seed}"
     config = {
-        "model": {"_target_": "lighttoken.backbone.Backbone", "name": "minilm_l6", "path": None},
+        "model": {"_target_": "lighttoken.backbone.source.Backbone", "name": "minilm_l6", "path": None},
         "codec": {"_target_": "lighttoken.codec.Codec", "name": codec, "prior": "wordfreq", "iterations": 30},
         "schedule": {"start": 1.0, "end": 0.0005},
         "task": {"name": task, "batch_size": 32, "max_length": 128, "text_columns": ["sentence1", "sentence2"]},

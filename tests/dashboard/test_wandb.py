@@ -9,7 +9,7 @@ import pytest
 
 from lighttoken import LighttokenError
 from lighttoken.dashboard import wandb_report
-from lighttoken.dashboard.wandb_run import figures, flatten
+from lighttoken.run.tracking import figures, flatten
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

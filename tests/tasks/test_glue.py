@@ -7,13 +7,13 @@ import pytest
 import torch
 from datasets import Dataset
 from hydra.utils import instantiate
+from tests.test_configs import compose
 from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 from lighttoken import LighttokenError
-from lighttoken.tasks.average import glue_average, task_score
+from lighttoken.run.average import glue_average, task_score
 from lighttoken.tasks.glue import MatthewsCorrCoef
 from tests.conftest import WORDS
-from tests.test_configs import compose
 
 TEXTS = {
     "cola": ["sentence"],

@@ -1,0 +1,49 @@
+"""What the weights around the token embedding are stored in."""
+
+import importlib.util
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lighttoken.errors import LighttokenError
+
+BackbonePrecision = Literal["float32", "float16", "bfloat16", "int8"]
+
+
+def check_precision(precision: str) -> None:
+    """Raise LighttokenError for a precision that `reduce_precision` does not know or cannot make here."""
+    if precision not in get_args(BackbonePrecision):
+        choices = ", ".join(get_args(BackbonePrecision))
+        raise LighttokenError(f"unknown backbone_precision={precision!r}; choose one of {choices}")
+    if precision == "int8" and importlib.util.find_spec("torchao") is None:
+        raise LighttokenError("backbone_precision=int8 needs torchao; run pip install 'lighttoken[int8]'")
+
+
+def reduce_precision(model: nn.Module, precision: BackbonePrecision) -> None:
+    """Store the weights around the token embedding in a smaller precision, in place.
+
+    `float16` and `bfloat16` cast all of them, and the rows that a compressed table decodes to. `int8` quantizes the
+    linear layers, weights by output channel and activations by token as they come (torchao), not the rest. Raises
+    LighttokenError as `check_precision` does.
+    """
+    check_precision(precision)
+    if precision == "int8":
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    else:
+        model.to(getattr(torch, precision))
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all that a checkpoint of the model holds; of a quantized weight, of all its parts."""
+    state = {name: each for name, each in model.state_dict(keep_vars=True).items() if ".trained." not in name}
+    total = 0
+    for tensor in {id(each): each for each in state.values()}.values():  # what is tied counts once
+        parts = [tensor]
+        if is_traceable_wrapper_subclass(tensor):
+            parts = [getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]]
+        total += sum(part.numel() * part.element_size() for part in parts)
+    return total

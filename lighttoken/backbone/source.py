@@ -1,0 +1,183 @@
+"""Everything that touches a pretrained model: where it comes from, where its table is, how the table is swapped."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.swap import find_embedding, swap_embedding
+from lighttoken.errors import LighttokenError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained model by its source: a directory, else files inside an installed package, else a hub id.
+
+    `package` reads `module/folder`; `pip` is the line that installs it. Only one of `package` and `hub_id` is set.
+    """
+
+    name: str
+    path: str | None = None
+    package: str | None = None
+    pip: str | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name for records and tables: the directory's own when `path` is set."""
+        return Path(self.path).resolve().name if self.path else self.name
+
+    def source(self) -> str:
+        """What `from_pretrained` is given. Raises LighttokenError if the directory or the package is not there."""
+        if self.path:
+            if not (Path(self.path) / "config.json").is_file():
+                raise LighttokenError(
+                    f"model.path={self.path} is not a transformers checkpoint: no config.json there; "
+                    "give the directory that save_pretrained wrote"
+                )
+            return self.path
+        if self.package:
+            module, _, folder = self.package.partition("/")
+            spec = importlib.util.find_spec(module)
+            if spec is None or spec.origin is None:
+                raise LighttokenError(f"model={self.name} needs the package {module}; run {self.pip}")
+            return str(Path(spec.origin).parent / folder)
+        if self.hub_id is None:
+            raise LighttokenError(f"model={self.name} has no source; set model.path=DIR to a checkpoint on disk")
+        return self.hub_id
+
+    def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer. Raises LighttokenError if it gives ids that the table has no row for.
+
+        With `padding`, also if it cannot pad.
+        """
+        tokenizer = self._load(AutoTokenizer)
+        rows = self._load(AutoConfig).get_text_config().vocab_size
+        largest = max(tokenizer.get_vocab().values())
+        if not rows / 2 <= largest + 1 <= rows:  # tables are often padded by a few rows, never by as many again
+            raise LighttokenError(
+                f"the tokenizer of model={self.label} has ids 0 to {largest} and the table has {rows} rows; "
+                "use the tokenizer that was saved with this checkpoint"
+            )
+        if padding and tokenizer.pad_token is None:
+            raise LighttokenError(
+                f"the tokenizer of model={self.label} has no padding token and sentences are batched; "
+                "set tokenizer.pad_token and save it with the checkpoint"
+            )
+        return tokenizer
+
+    def table(self) -> Tensor:
+        """The input embedding matrix (V, d), float32."""
+        return find_embedding(self._load_weights(AutoModel)).weight.detach()
+
+    def encoder(self) -> PreTrainedModel:
+        """The model without a head, in float32; of an encoder-decoder, the encoder."""
+        model = self._load_weights(AutoModel)
+        return model.get_encoder() if model.config.is_encoder_decoder else model
+
+    def classifier(self, num_labels: int) -> PreTrainedModel:
+        """The model in float32 with a sentence-classification head: for one label, that of a regression.
+
+        The head is that of the checkpoint if it has one of this size, else new, drawn from torch's random state.
+        """
+        problem = "regression" if num_labels == 1 else "single_label_classification"
+        told: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+        if getattr(self._load(AutoConfig), "pad_token_id", 0) is None:
+            # Decoders are often trained without one, and look for it to find the last token of each sentence.
+            told["pad_token_id"] = self.tokenizer().pad_token_id
+        return self._load_weights(AutoModelForSequenceClassification, **told)
+
+    def reader(self) -> PreTrainedModel:
+        """The model in float32 with a head that points at spans, as `classifier` has its head."""
+        return self._load_weights(AutoModelForQuestionAnswering)
+
+    def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
+        """Write the model with the compressed table in, heads and precision kept, and its tokenizer.
+
+        A sentence-transformers folder stays one. Returns the bytes of the weights before and after.
+        """
+        (name,) = self._load(AutoConfig).architectures or ["AutoModel"]
+        if not hasattr(transformers, name):
+            raise LighttokenError(
+                f"transformers has no {name}, which model={self.label} says it is; correct config.json"
+            )
+        model = self._load_weights(getattr(transformers, name), dtype="auto")
+        before = model.get_memory_footprint(return_buffers=False)
+        swap_embedding(model, compressed, tie)
+        source = Path(self.source())
+        if (source / "modules.json").is_file():
+            for file in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md"):
+                if (source / file).is_file():
+                    shutil.copy(source / file, directory)
+            for module in json.loads((source / "modules.json").read_text()):
+                if not (source / module["path"]).resolve().is_relative_to(source.resolve()):
+                    raise LighttokenError(
+                        f"{source / 'modules.json'} names {module['path']!r}, which is outside its folder; "
+                        "use a checkpoint that you trust"
+                    )
+                if module["path"] and (source / module["path"]).is_dir():
+                    shutil.copytree(source / module["path"], directory / module["path"], dirs_exist_ok=True)
+        model.save_pretrained(directory)
+        self._load(AutoTokenizer).save_pretrained(directory)
+        return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+    def _load_weights(self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any) -> PreTrainedModel:
+        """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
+        with no_load_report():  # it lists the new head too, which is meant to be new
+            model, report = self._load(auto_class, dtype=dtype, output_loading_info=True, **kwargs)
+        prefix = "" if model.base_model is model else model.base_model_prefix
+        base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
+        absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        missing = sorted(key for key in absent if key in base and "pooler" not in key)
+        if missing:
+            raise LighttokenError(
+                f"the checkpoint of model={self.label} lacks {len(missing)} weights of {type(model).__name__}, "
+                f"the first {missing[0]}; save it with save_pretrained"
+            )
+        return model
+
+    def _load(self, auto_class: Any, **kwargs: Any) -> Any:
+        source = self.source()
+        try:
+            return auto_class.from_pretrained(source, revision=self.revision or "main", **kwargs)
+        except Exception as error:  # a foreign or broken checkpoint can fail anywhere in transformers, with any type
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            cure = (
+                "with no network, set model.path=DIR to a copy on disk or try +experiment=quickstart, which needs none"
+                if source == self.hub_id
+                else "check that the directory is a complete checkpoint"
+            )
+            if "tiktoken" in reason or "sentencepiece" in reason:
+                cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
+            raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Inside, transformers does not print which weights it found and which not."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,57 @@
+"""Truncated SVD: the rank-k part alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighttoken.artifact.packing import Precision, quantize, stored_bytes
+from lighttoken.codec.baselines import Baseline, Budget
+from lighttoken.codec.lowrank import truncated_svd
+from lighttoken.errors import LighttokenError
+
+
+@dataclass(frozen=True)
+class SVD(Baseline):
+    """The best rank-k approximation of the centred table (Eckart and Young 1936), as Chen et al. 2018 (GroupReduce) and
+    Lan et al. 2020 (ALBERT) use it for embeddings.
+
+    The same: the factors. Differs: the rows' mean is kept apart; row weights, if any, enter the approximation; the
+    factors' precision is a setting.
+    """
+
+    name: str = "svd"
+    rank: int | None = None
+    coefficient_precision: Precision = "float16"
+    matrix_precision: Precision = "float16"
+
+    def fit(
+        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The factors of the largest rank that fits."""
+        vocab_size, dim = table.shape
+        if self.rank is not None and not 1 <= self.rank <= dim:
+            raise LighttokenError(f"rank is {self.rank}; a table of width {dim} has ranks from 1 to {dim}")
+        ranks = range(1, dim + 1) if self.rank is None else [self.rank]
+        rank = budget.largest((k, self._nbytes(vocab_size, dim, k)) for k in ranks)
+        left, right, mean = truncated_svd(table, rank, weights)
+        return factor_tensors(left, right, mean, self.coefficient_precision, self.matrix_precision), {"rank": rank}
+
+    def _nbytes(self, vocab_size: int, dim: int, rank: int) -> int:
+        left = stored_bytes(vocab_size, rank, self.coefficient_precision, scale_dim=1)
+        return left + stored_bytes(rank, dim, self.matrix_precision, scale_dim=0) + 4 * dim
+
+
+def factor_tensors(
+    left: Tensor, right: Tensor, bias: Tensor, left_precision: Precision, right_precision: Precision
+) -> dict[str, Tensor]:
+    """What an artifact without hash codes stores of factors (V, k) and (k, d) and a bias (d,)."""
+    tensors: dict[str, Tensor | None] = {
+        "codes": torch.zeros(len(left), 0, dtype=torch.uint8),
+        "decoder": torch.zeros(0, right.shape[1]),
+        "bias": bias.float(),
+    }
+    tensors["left"], tensors["left.scale"] = quantize(left, left_precision, scale_dim=1)
+    tensors["right"], tensors["right.scale"] = quantize(right, right_precision, scale_dim=0)
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -1,0 +1,72 @@
+"""Tensor train: the table, folded to more axes, as a product of small cores."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lighttoken.codec.baselines import Baseline, Budget, mean_row, need
+
+CORES = 3
+
+
+@dataclass(frozen=True)
+class TensorTrain(Baseline):
+    """Tensorized embedding layers (Hrinchuk et al. 2020; Khrulkov et al. 2019), by tensorly.
+
+    The same: three cores, ids and columns both folded to three axes of about the same length, equal ranks. Differs:
+    the cores come from the TT-SVD of the trained table (Oseledets 2011) instead of training from scratch; the mean is
+    taken off first; cores are stored in float16.
+    """
+
+    name: str = "tensor_train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need("tensorly")
+
+    def fit(
+        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The cores of the largest ranks that fit."""
+        from tensorly.decomposition import tensor_train_matrix
+
+        vocab_size, dim = table.shape
+        ids, columns = _axes(vocab_size), _factors(dim)
+        highest = [ids[0] * columns[0], ids[2] * columns[2]]  # no more help
+        sizes = [ids[i] * columns[i] for i in range(CORES)]
+
+        def ranks(rank: int) -> list[int]:
+            return [1, *(min(rank, each) for each in highest), 1]
+
+        def nbytes(rank: int) -> int:
+            r = ranks(rank)
+            return 2 * sum(r[i] * sizes[i] * r[i + 1] for i in range(CORES)) + 2 * dim
+
+        rank = budget.largest((each, nbytes(each)) for each in range(1, max(highest) + 1))
+        bias = mean_row(table, torch.ones(vocab_size))
+        padded = np.zeros((math.prod(ids), dim), dtype=np.float32)
+        padded[:vocab_size] = (table - bias.float()).numpy()
+        train = tensor_train_matrix(padded.reshape(*ids, *columns), ranks(rank))
+        cores = [torch.from_numpy(np.ascontiguousarray(core)) for core in train]
+        norm = math.prod(float(core.norm()) for core in cores) ** (1 / CORES)
+        cores = [core * (norm / max(float(core.norm()), 1e-30)) for core in cores]  # far from what float16 cannot hold
+        names = ["codes", *(f"core{i}" for i in range(1, CORES))]
+        return {name: core.half() for name, core in zip(names, cores, strict=True)} | {"bias": bias}, {"rank": rank}
+
+
+def _axes(length: int) -> list[int]:
+    """Three axes of about the same length whose product is at least a length."""
+    first = math.ceil(length ** (1 / CORES))
+    second = math.ceil(math.sqrt(length / first))
+    return [first, second, math.ceil(length / (first * second))]
+
+
+def _factors(length: int) -> list[int]:
+    """Three factors of a length, as equal as there are, in rising order."""
+    divisors = [each for each in range(1, length + 1) if length % each == 0]
+    triples = [(a, b, length // (a * b)) for a in divisors for b in divisors if length % (a * b) == 0]
+    return sorted(min(triples, key=lambda triple: (max(triple) / min(triple), triple)))

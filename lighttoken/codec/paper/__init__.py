@@ -1,0 +1,1 @@
+"""LightToken in its published form (Wang et al., KDD 2023)."""

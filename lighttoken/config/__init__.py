@@ -1,0 +1,1 @@
+"""The configs: their schema, their checks, and the start of a command."""

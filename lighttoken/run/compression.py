@@ -1,0 +1,70 @@
+"""Compressing the table of a backbone: the command, the artifacts that runs share, what rows and errors weigh."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lighttoken.artifact.files import make_directory
+from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
+from lighttoken.backbone.source import Backbone
+from lighttoken.codec import Codec, Uncompressed, compress_table
+from lighttoken.codec.quality import check_quality, compress_to_quality
+from lighttoken.errors import LighttokenError
+from lighttoken.run.importance import measure_importance
+from lighttoken.run.libraries import quiet_libraries
+from lighttoken.run.screen import print_plan, print_rows, size
+
+log = logging.getLogger(__name__)
+
+
+def compress(config: DictConfig) -> CompressedTable:
+    """Compress the table of a backbone and write the artifact, or a checkpoint of the model with it in."""
+    quiet_libraries(config.progress)
+    backbone: Backbone = instantiate(config.model)
+    codec: Codec | Uncompressed = instantiate(config.codec)
+    if isinstance(codec, Uncompressed):
+        raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
+    if config.quality is not None:
+        check_quality(config.measure, config.quality)  # before the work, not after it
+        if ratio := [each for each in HydraConfig.get().overrides.task if each.startswith("ratio=")]:
+            raise LighttokenError(f"{ratio[0]} and quality={config.quality:g} are two goals; give one of them")
+    output = Path(config.output)
+    for file, held in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
+        if (output / file).exists() and not config.overwrite:
+            raise LighttokenError(f"output={output} holds {held} already; choose another folder or add overwrite=true")
+    make_directory(output)
+    table = backbone.table()
+    weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
+    settings: dict[str, Any] = {
+        "weights": weights,
+        "metric": metric,
+        "importance": codec.importance_settings(),
+        "seed": config.seed,
+        "progress": config.progress,
+    }
+    if config.quality is None:
+        asked, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
+    else:
+        asked = f"{config.measure} {config.quality:g}"
+        compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
+    rows = [("model", backbone.label)]
+    if config.checkpoint:
+        for file in (METADATA_FILE, TENSORS_FILE):  # of an artifact that was there: `inspect` would tell of it
+            (output / file).unlink(missing_ok=True)
+        before, after = backbone.save_checkpoint(compressed, output, config.tie)
+        rows.append(("weights", f"{size(before)} -> {size(after)}"))
+    else:
+        compressed.save(output)
+    rows += [
+        ("ratio", f"{compressed.ratio:.2f}"),
+        ("table", f"{size(compressed.shape[0] * compressed.shape[1] * 4)} -> {size(compressed.nbytes)}"),
+        *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
+        ("checkpoint" if config.checkpoint else "artifact", str(output)),
+    ]
+    print_rows(f"{codec.name}, asked for {asked}", rows)
+    print_plan(compressed)
+    return compressed

@@ -1,0 +1,231 @@
+"""record.json: what a run was asked, what it did, what came out. Written at the start, finished at the end."""
+
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from lighttoken.artifact.files import make_directory, write_atomically
+from lighttoken.errors import LighttokenError
+from lighttoken.version import __version__
+
+log = logging.getLogger(__name__)
+
+RECORD_FILE = "record.json"
+MODEL_FOLDER = "model"  # of a run that kept its model
+LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
+# What may differ between a run and the uncompressed one that its score is compared with.
+NOT_RECIPE = (
+    "codec",
+    "schedule",
+    "ratio",
+    "backbone_precision",
+    "output_dir",
+    "logger",
+    "progress",
+    "predict",
+    "resume",
+    "skip_done",
+    "save_model",
+    "distill",  # from a reference
+)
+# What may differ between two commands that ask for the same run.
+NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
+
+
+@dataclass
+class Record:
+    """One execution. Sizes are in bytes, times in seconds; `ratio` is measured, `ratio_asked` is what was asked for."""
+
+    directory: Path
+    config: dict[str, Any]
+    model: str
+    task: str
+    codec: str
+    seed: int
+    ratio_asked: float | None
+    status: str = "running"  # then done or failed
+    error: str | None = None
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    ratio: float | None = None
+    table_bytes: int | None = None  # V * d * 4
+    artifact_bytes: int | None = None
+    model_bytes: int | None = None  # of all parameters of the uncompressed model, in float32
+    stored_bytes: int | None = None  # of the model as it was evaluated
+    artifact: str | None = None
+    artifact_reused: bool = False
+    resumed: str | None = None  # the checkpoint that fine-tuning went on from
+    table: dict[str, Any] = field(default_factory=dict)  # of `lighttoken.run.measure.measure_table`
+    compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # per phase
+    peak_memory_bytes: int | None = None  # resident, of the process up to the end of this run
+    peak_gpu_memory_bytes: int | None = None  # allocated by torch during this run
+    hardware: dict[str, Any] = field(default_factory=lambda: hardware())
+    versions: dict[str, str] = field(
+        default_factory=lambda: {"lighttoken": __version__} | {name: version(name) for name in LIBRARIES}
+    )
+    git_commit: str | None = field(default_factory=lambda: _git_commit())
+
+    def save(self) -> None:
+        """Write record.json whole or not at all. Raises LighttokenError if the run folder cannot be written."""
+        content = {"status": self.status} | {k: v for k, v in asdict(self).items() if k != "directory"}
+        make_directory(self.directory)
+        write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
+
+    @contextmanager
+    def running(self) -> Iterator["Record"]:
+        """The record says `running` inside, then `done`, or `failed` with the error, whatever it was."""
+        self.save()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            yield self
+            self.status = "done"
+        except BaseException as ended:
+            stopped = isinstance(ended, SystemExit) and isinstance(ended.__context__, KeyboardInterrupt)
+            error = ended.__context__ if stopped else ended  # Lightning makes an exit of Ctrl-C
+            self.status, self.error = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise
+        finally:
+            self.peak_memory_bytes = _peak_memory()
+            if torch.cuda.is_available():
+                self.peak_gpu_memory_bytes = torch.cuda.max_memory_allocated()
+            try:
+                self.save()
+            except LighttokenError:
+                log.error("no place for %s; the scores were %s", RECORD_FILE, self.metrics)
+                raise
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to the phase of that name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
+
+
+def read_records(root: Path) -> list[dict[str, Any]]:
+    """All records under a folder, each with its `directory`; a file that is no record is left out."""
+    records = []
+    # Unlike Path.rglob, os.walk goes on where another process removes a folder meanwhile.
+    for path in sorted(Path(folder, RECORD_FILE) for folder, _, files in os.walk(root) if RECORD_FILE in files):
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if not isinstance(content, dict) or not {"status", "codec", "config", "metrics", "started"} <= content.keys():
+            continue
+        if isinstance(content["config"], dict) and isinstance(content["config"].get("codec"), dict):
+            records.append(content | {"directory": str(path.parent)})
+    return records
+
+
+def make_paths_absolute(config: DictConfig) -> None:
+    """Make the paths of what a run reads absolute: runs from different folders can then be compared."""
+    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from"), (config, "distill")):
+        if node.get(key):
+            node[key] = str(Path(node[key]).expanduser().resolve())
+
+
+def asked_for(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config makes it another run. Where nothing is compressed, the ratio and the schedule do not."""
+    ignored = NOT_ASKED + (("ratio", "schedule") if config["codec"].get("name") == "none" else ())
+    return {key: value for key, value in config.items() if key not in ignored}
+
+
+def recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must share for their scores to be compared: the config but for the codec and its like."""
+    told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
+    finetune = config.get("finetune") or {}
+    told["finetune"] = {key: value for key, value in finetune.items() if not key.startswith("distill_")}
+    return told | {"init_from": bool(config.get("init_from"))}  # of its own run, which has its own codec
+
+
+def retention(scores: list[float], references: list[float]) -> dict[str, float | None]:
+    """The ratio of the means of paired scores, and its standard error (delta method); None for one pair.
+
+    Both are None if the references have a mean of 0.
+    """
+    reference, n = fmean(references), len(scores)
+    if not reference:
+        return {"retention": None, "standard_error": None}
+    ratio = fmean(scores) / reference
+    if n == 1:
+        return {"retention": ratio, "standard_error": None}
+    left = [score - ratio * other for score, other in zip(scores, references, strict=True)]
+    return {"retention": ratio, "standard_error": stdev(left) / (abs(reference) * math.sqrt(n))}
+
+
+def is_reference(record: dict[str, Any]) -> bool:
+    """Whether a record is of a model with nothing compressed, taught by none."""
+    plain = record["config"].get("backbone_precision", "float32") == "float32" and not record["config"].get("distill")
+    return record.get("codec") == "none" and plain
+
+
+def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
+    """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None.
+
+    Of the same kind of device, on which alone a seed draws the same numbers.
+    """
+    references = [
+        other
+        for other in read_records(root)
+        if is_reference(other) and other.get("status") == "done" and recipe(other["config"]) == recipe(record.config)
+        if (other.get("hardware") or {}).get("accelerator") == record.hardware.get("accelerator")
+    ]
+    return max(references, key=lambda other: other["started"], default=None)
+
+
+def hardware() -> dict[str, Any]:
+    """What a run is on."""
+    accelerator = torch.accelerator.current_accelerator()
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "none"),
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `-dirty` if it has changes; None outside a checkout."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None  # an installed package: git would describe whatever repository it lies in
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

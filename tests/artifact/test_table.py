@@ -1,0 +1,239 @@
+import hashlib
+import json
+import resource
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lighttoken import CompressedTable, LighttokenError, compress_table, load_table
+from lighttoken.artifact.packing import pack_bits, quantize
+from lighttoken.artifact.table import FORMAT_VERSION, METADATA_FILE, TENSORS_FILE, hash_table
+from lighttoken.codec.lighttoken.method import LightToken
+
+
+def make(vocab_size=30, dim=6, rank=3, m=16) -> CompressedTable:
+    bits = torch.rand(vocab_size, m) > 0.5
+    left, left_scale = quantize(torch.randn(vocab_size, rank), "int4", 1)
+    decoder, decoder_scale = quantize(torch.randn(m, dim), "int8", 0)
+    return CompressedTable(
+        codec="lighttoken",
+        shape=(vocab_size, dim),
+        tensors={
+            "codes": pack_bits(bits),
+            "left": left,
+            "left.scale": left_scale,
+            "right": torch.randn(rank, dim).half(),
+            "decoder": decoder,
+            "decoder.scale": decoder_scale,
+            "bias": torch.randn(dim),
+        },
+        source_sha256=hash_table(torch.zeros(vocab_size, dim)),
+        settings={"rank": rank},
+        summary={"nmse": 0.5},
+    )
+
+
+def test_rows_are_the_low_rank_part_plus_the_decoded_bits_plus_the_bias():
+    compressed = make()
+    stored = compressed.tensors
+    bits = torch.tensor([[(byte >> j) & 1 for byte in row for j in range(8)] for row in stored["codes"].tolist()])
+    decoder = stored["decoder"].float() * stored["decoder.scale"]
+    expected = compressed.matrix("left") @ stored["right"].float() + bits.float() @ decoder + stored["bias"]
+    torch.testing.assert_close(compressed.decode(), expected)
+
+
+def test_save_and_load_are_bit_exact(tmp_path):
+    compressed = make()
+    loaded = load_table(compressed.save(tmp_path / "new" / "artifact"))
+    assert loaded.tensors.keys() == compressed.tensors.keys()
+    for name, tensor in compressed.tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+    assert torch.equal(loaded.decode(), compressed.decode())
+    assert (loaded.codec, loaded.shape, loaded.settings, loaded.summary) == (
+        compressed.codec,
+        compressed.shape,
+        compressed.settings,
+        compressed.summary,
+    )
+
+
+def test_bytes_and_ratio_are_those_of_the_files(tmp_path):
+    compressed = make(vocab_size=300)
+    compressed.save(tmp_path)
+    on_disk = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METADATA_FILE, TENSORS_FILE]
+    assert compressed.nbytes == on_disk
+    assert compressed.ratio == 300 * 6 * 4 / on_disk
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 2, 2), (0,)])
+def test_ids_of_any_shape_decode_to_their_rows(shape):
+    compressed = make()
+    ids = torch.randint(30, shape)
+    torch.testing.assert_close(compressed.decode(ids), compressed.decode()[ids])
+    torch.testing.assert_close(compressed.decode(ids.tolist()), compressed.decode(ids))
+
+
+@pytest.mark.parametrize("id", [-1, 30])
+def test_ids_outside_the_table_are_refused(id):
+    with pytest.raises(LighttokenError, match=f"from {id} to {id} asked of a table with ids 0 to 29"):
+        make().decode(torch.tensor([id]))
+
+
+@pytest.mark.parametrize("ids", [[1.7], [True]])
+def test_ids_that_are_no_integers_are_refused(ids):
+    with pytest.raises(LighttokenError, match="ids of type list are no tensor: expected sequence of length 2 .*; pad"):
+        make().decode([[1, 2], [3]])
+    with pytest.raises(LighttokenError, match=r"ids are integers, got torch\.(float32|bool)"):
+        make().decode(ids)
+
+
+def damage_tensors(folder):
+    content = bytearray((folder / TENSORS_FILE).read_bytes())
+    content[-1] ^= 1
+    (folder / TENSORS_FILE).write_bytes(content)
+
+
+def truncate_tensors(folder):
+    (folder / TENSORS_FILE).write_bytes((folder / TENSORS_FILE).read_bytes()[:-10])
+
+
+def truncate_metadata(folder):
+    (folder / METADATA_FILE).write_bytes((folder / METADATA_FILE).read_bytes()[:-10])
+
+
+def foreign_metadata(folder):
+    (folder / METADATA_FILE).write_text('{"model_type": "bert"}')
+
+
+def foreign_list(folder):
+    (folder / METADATA_FILE).write_text("[1]")
+
+
+def foreign_tensors(folder):
+    save_file({"weight": torch.zeros(3)}, folder / TENSORS_FILE)
+
+
+def newer_format(folder):
+    metadata = json.loads((folder / METADATA_FILE).read_text())
+    (folder / METADATA_FILE).write_text(json.dumps(metadata | {"format_version": FORMAT_VERSION + 1}))
+
+
+def change(**values):
+    """Metadata that differ from what was written, with the hash that they had."""
+
+    def harm(folder):
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+        (folder / METADATA_FILE).write_text(json.dumps(metadata | values))
+
+    return harm
+
+
+def forge(**values):
+    """Metadata that differ from what was written, with the hash that they should have."""
+
+    def harm(folder):
+        metadata = json.loads((folder / METADATA_FILE).read_text()) | values
+        del metadata["sha256"]
+        told = (folder / TENSORS_FILE).read_bytes() + json.dumps(metadata, separators=(",", ":")).encode()
+        change(**values, sha256=hashlib.sha256(told).hexdigest())(folder)
+
+    return harm
+
+
+def without_bias(folder):
+    tensors = load_file(folder / TENSORS_FILE)
+    del tensors["bias"]
+    save_file(tensors, folder / TENSORS_FILE)
+    forge()(folder)
+
+
+def missing_metadata(folder):
+    (folder / METADATA_FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "names", "cure"),
+    [
+        (damage_tensors, TENSORS_FILE, "make it again"),
+        (truncate_tensors, TENSORS_FILE, "make it again"),
+        (truncate_metadata, METADATA_FILE, "make it again"),
+        (foreign_metadata, METADATA_FILE, "make it again"),
+        (foreign_list, METADATA_FILE, "make it again"),
+        (foreign_tensors, TENSORS_FILE, "make it again"),
+        (newer_format, METADATA_FILE, "update lighttoken"),
+        (missing_metadata, METADATA_FILE, "make one with"),
+        (change(codec="svd"), METADATA_FILE, "make it again"),
+        (forge(dim=7), METADATA_FILE, "make it again"),
+        (forge(vocab_size=31), METADATA_FILE, "make it again"),
+        (forge(vocab_size="many"), METADATA_FILE, "make it again"),
+        (forge(settings=None), METADATA_FILE, "make it again"),
+        (change(format_version="1"), METADATA_FILE, ""),
+        (without_bias, METADATA_FILE, "make it again"),
+    ],
+)
+def test_a_bad_artifact_is_refused_with_the_file_and_the_cure(tmp_path, harm, names, cure):
+    make().save(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(LighttokenError) as caught:
+        load_table(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / names) in message
+    assert cure in message
+    assert "\n" not in message
+
+
+def test_a_write_that_fails_keeps_the_old_artifact_and_leaves_no_debris(tmp_path):
+    old = make()
+    old.save(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(LighttokenError, match=rf"cannot write {tmp_path}.*File too large; free space"):
+            make(vocab_size=400).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METADATA_FILE, TENSORS_FILE]
+    assert torch.equal(load_table(tmp_path).decode(), old.decode())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LighttokenError, match=r"cannot make the folder .*file/artifact: Not a directory"):
+        make().save(tmp_path / "file" / "artifact")
+
+
+def test_hash_is_of_the_float32_values():
+    table = torch.randn(4, 3)
+    assert hash_table(table) == hash_table(table.T.contiguous().T)
+    assert hash_table(table) != hash_table(table + 1)
+
+
+def shorter(name):
+    def harm(stored):
+        return stored | {name: stored[name][:-1].clone()}
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (shorter("codes"), "codes has shape"),
+        (shorter("tiers"), "tiers"),
+        (shorter("gain"), "gain has shape"),
+        (shorter("decoder"), "lead beyond the decoder's"),
+        (lambda stored: stored | {"steps": stored["steps"][:1].clone()}, "rows of tier"),
+        (lambda stored: {name: each for name, each in stored.items() if name != "tiers"}, "no tensor 'tiers'"),
+    ],
+)
+def test_a_trellis_code_that_does_not_fit_its_table_is_refused(tmp_path, table, harm, message):
+    compressed = compress_table(
+        table * torch.linspace(3, 0.1, 1200).unsqueeze(1), LightToken(state_bits=6, tiers=3), 16.0, progress=False
+    )
+    with pytest.raises(ValueError, match=message):
+        replace(compressed, tensors=harm(compressed.tensors)).check()
+    compressed.check()

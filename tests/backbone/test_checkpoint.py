@@ -1,0 +1,153 @@
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from lighttoken import LighttokenError, compress_table, swap_embedding
+from lighttoken.artifact.table import FORMAT_VERSION
+from lighttoken.backbone.embedding import CompressedHead, set_trainable
+from lighttoken.codec.lighttoken.method import LightToken
+
+IDS = torch.arange(1, 19).view(2, 9)
+TRELLIS = LightToken(state_bits=6)
+
+
+def swapped(model, codec=TRELLIS):
+    return swap_embedding(model, compress_table(model.get_input_embeddings().weight, codec, 2.0, progress=False))
+
+
+@torch.no_grad()
+def outputs(model):
+    return model.eval()(IDS)[0]
+
+
+def test_the_body_of_a_checkpoint_with_a_head_loads_too(make_model, architecture, tmp_path):
+    model = swapped(make_model(architecture, AutoModelForSequenceClassification))
+    model.save_pretrained(tmp_path)
+    body = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(body.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_a_masked_language_model_starts_from_a_classifier_with_its_head_over_the_compressed_table(make_model, tmp_path):
+    model = swapped(make_model("bert", AutoModelForSequenceClassification))
+    model.save_pretrained(tmp_path)
+    head = AutoModelForMaskedLM.from_pretrained(tmp_path).get_output_embeddings()
+    assert isinstance(head, CompressedHead)
+    assert torch.equal(head.embedding.weight, model.get_input_embeddings().weight)
+
+
+def test_the_file_is_smaller_by_what_the_table_saves(make_model, tmp_path):
+    dense = make_model()
+    table = dense.get_input_embeddings().weight.detach()
+    dense.save_pretrained(tmp_path / "dense")
+    compressed = compress_table(table, TRELLIS, 4.0, progress=False)
+    swap_embedding(dense, compressed).save_pretrained(tmp_path / "packed")
+    before, after = ((tmp_path / each / "model.safetensors").stat().st_size for each in ("dense", "packed"))
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in compressed.tensors.values())
+    assert before - after == pytest.approx(table.numel() * 4 - stored, abs=800)  # names and shapes in the header
+
+
+def test_shards_subfolders_and_half_precision_load(make_model, tmp_path):
+    model = swapped(make_model())
+    model.save_pretrained(tmp_path / "sub", max_shard_size="10KB")
+    assert len(list((tmp_path / "sub").glob("*.safetensors"))) > 1
+    loaded = AutoModel.from_pretrained(tmp_path, subfolder="sub", dtype=torch.bfloat16, device_map="cpu")
+    embedding = loaded.get_input_embeddings()
+    assert embedding(IDS).dtype == loaded(IDS)[0].dtype == torch.bfloat16
+    assert torch.equal(embedding(IDS), model.get_input_embeddings()(IDS).bfloat16())
+
+
+def test_what_was_trained_is_saved(make_model, tmp_path):
+    model = swapped(make_model("bert", AutoModelForSequenceClassification))
+    set_trainable(model.get_input_embeddings(), "decoder")
+    before = outputs(model)
+    for parameter in model.get_input_embeddings().parameters():
+        parameter.data *= 1.3
+    assert not torch.equal(outputs(model), before)
+    model.save_pretrained(tmp_path)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    torch.testing.assert_close(outputs(loaded), outputs(model))
+
+
+def test_a_deep_copy_saves_and_loads(make_model, tmp_path):
+    model = swapped(make_model())
+    copy.deepcopy(model).save_pretrained(tmp_path)
+    assert torch.equal(outputs(AutoModel.from_pretrained(tmp_path)), outputs(model))
+
+
+LOAD = "from transformers import AutoModel; AutoModel.from_pretrained({folder!r})"
+
+
+@pytest.mark.parametrize(
+    "order", ["import lighttoken; " + LOAD, "import transformers.modeling_utils, lighttoken; " + LOAD]
+)
+def test_lighttoken_may_be_imported_before_or_after_transformers(make_model, tmp_path, order):
+    swapped(make_model()).save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", order.format(folder=str(tmp_path))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("codec", [TRELLIS, "svd", "scalar"])  # the codes of the last are as many as the numbers
+def test_without_lighttoken_the_load_fails_instead_of_drawing_a_random_table(make_model, tmp_path, codec):
+    swapped(make_model(), codec).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD.format(folder=str(tmp_path))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "size mismatch" in done.stderr or "ignore_mismatched_sizes" in done.stderr
+
+
+def test_a_newer_or_mismatched_checkpoint_is_refused(make_model, tmp_path):
+    swapped(make_model()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    newer = config["quantization_config"] | {"format_version": FORMAT_VERSION + 1}
+    path.write_text(json.dumps(config | {"quantization_config": newer}))
+    with pytest.raises(LighttokenError, match=f"format version {FORMAT_VERSION + 1}.*update lighttoken"):
+        AutoModel.from_pretrained(tmp_path)
+    path.write_text(json.dumps(config | {"vocab_size": 150}))
+    with pytest.raises(LighttokenError, match="compressed table is 200 x 32 and the model's is 150 x 32"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["codes", "bias", "steps", "summary", "tie", "tie is missing", "state_bits"])
+def test_a_table_that_is_not_the_one_that_was_saved_is_refused(make_model, tmp_path, damage):
+    swapped(make_model()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    told = config["quantization_config"]
+    if damage in ("codes", "bias", "steps"):
+        tensors = load_file(tmp_path / "model.safetensors")
+        name = "weight" if damage == "codes" else damage
+        tensors[f"embeddings.word_embeddings.{name}"].view(torch.uint8).flatten()[-1] ^= 1
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    elif damage == "tie is missing":
+        del told["tie"]
+    else:
+        told[damage] = {"summary": {}, "tie": "untie", "state_bits": 5}[damage]
+    path.write_text(json.dumps(config))
+    with pytest.raises(LighttokenError, match="damaged: its hash|lacks tie; make the checkpoint again"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_model_changes_its_precision_as_others_do(make_model, tmp_path):
+    model = swapped(make_model())
+    model.save_pretrained(tmp_path)
+    for each in (model, AutoModel.from_pretrained(tmp_path)):
+        rows = each.get_input_embeddings()(IDS)
+        assert each.half().get_input_embeddings()(IDS).dtype == torch.float16
+        assert torch.equal(each.float().get_input_embeddings()(IDS), rows)
+
+
+def test_a_damaged_shard_is_refused(make_model, tmp_path):
+    swapped(make_model()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Exception, match=r"model\.safetensors|incomplete|deserializ"):
+        AutoModel.from_pretrained(tmp_path)

@@ -1,0 +1,291 @@
+import copy
+import os
+import pickle
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
+from lighttoken.artifact.packing import unpack_bits
+from lighttoken.backbone.embedding import set_trainable
+from lighttoken.codec.lighttoken.method import LightToken
+from lighttoken.codec.paper.method import LightTokenPaper
+
+TRAINER = partial(L.Trainer, max_steps=20, accelerator="cpu", devices=1, log_every_n_steps=20)
+QUICK = LightTokenPaper(rank=2, stage_bits=24, batch_size=64, trainer=TRAINER)
+TRELLIS = LightToken(state_bits=6)
+
+
+@pytest.fixture
+def coded(table):
+    """With codes in it as well as factors."""
+    return compress_table(table, QUICK, 6.0, progress=False)
+
+
+@pytest.fixture
+def trellis(table):
+    """With a trellis code of several tiers."""
+    table = table * torch.linspace(3, 0.1, len(table)).unsqueeze(1)
+    compressed = compress_table(table, TRELLIS, 16.0, progress=False)
+    assert len(compressed.tensors["steps"]) > 1
+    return compressed
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 2, 2)])
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_looks_up_the_rows_of_the_compressed_table(request, codec, shape):
+    ids, compressed = torch.randint(1200, shape), request.getfixturevalue(codec)
+    torch.testing.assert_close(CompressedEmbedding(compressed)(ids), compressed.decode(ids))
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_weight_is_the_decoded_table(request, codec):
+    compressed = request.getfixturevalue(codec)
+    torch.testing.assert_close(CompressedEmbedding(compressed).weight, compressed.decode())
+
+
+@pytest.mark.parametrize("codec", ["svd", QUICK, TRELLIS])
+def test_swapping_equals_overwriting_the_table(make_model, architecture, codec):
+    model = make_model(architecture)
+    compressed = compress_table(model.get_input_embeddings().weight, codec, 2.0, progress=False)
+    assert codec == "svd" or compressed.summary["bits_per_row"] > 0
+    overwritten = copy.deepcopy(model)
+    overwritten.get_input_embeddings().weight.data = compressed.decode()
+    swap_embedding(model, compressed)
+    assert isinstance(model.get_input_embeddings(), CompressedEmbedding)
+    ids = torch.randint(1, 200, (3, 9))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        outputs = [m(input_ids=ids, attention_mask=mask).last_hidden_state for m in (model, overwritten)]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("codec", "trainable", "moving"),
+    [
+        ("coded", "frozen", set()),
+        ("coded", "decoder", {"decoder", "bias"}),
+        ("coded", "decoder+factors", {"decoder", "bias", "left", "right"}),
+        ("trellis", "frozen", set()),
+        ("trellis", "decoder", {"decoder", "bias"}),
+        ("trellis", "decoder+factors", {"decoder", "bias", "gain"}),
+    ],
+)
+def test_a_training_step_moves_what_is_trainable_and_nothing_else(request, codec, trainable, moving):
+    model = nn.Sequential(CompressedEmbedding(request.getfixturevalue(codec)), nn.Linear(32, 1))
+    set_trainable(model[0], trainable)
+    before = copy.deepcopy(model[0].state_dict())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
+    model(torch.arange(64)).square().mean().backward()
+    optimizer.step()
+    moved = {
+        name.removeprefix("trained.")
+        for name, value in model[0].state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert moved == moving
+
+
+@pytest.mark.parametrize(("trainable", "trained"), [("frozen", False), ("decoder", True), ("decoder+factors", True)])
+def test_a_dense_embedding_has_one_weight_to_train(trainable, trained):
+    dense = nn.Embedding(5, 3)
+    set_trainable(dense, trainable)
+    assert dense.weight.requires_grad is trained
+
+
+def test_unknown_trainable_names_the_choices(coded):
+    with pytest.raises(LighttokenError, match=r"trainable='all'; choose one of frozen, decoder, decoder\+factors"):
+        set_trainable(CompressedEmbedding(coded), "all")
+
+
+def test_gradients_are_those_of_the_overwritten_table(coded):
+    embedding = CompressedEmbedding(coded)
+    set_trainable(embedding, "decoder+factors")
+    ids, target = torch.tensor([[3, 7, 3]]), torch.randn(32)
+    (embedding(ids) * target).sum().backward()
+    trained = embedding.trained
+    bits = unpack_bits(coded.tensors["codes"], len(trained["decoder"])).float()
+    torch.testing.assert_close(trained["decoder"].grad, torch.outer(2 * bits[3] + bits[7], target))
+    torch.testing.assert_close(trained["left"].grad[3], 2 * coded.matrix("right") @ target)
+
+
+def test_the_padding_row_sends_no_gradient_back(coded):
+    embedding = CompressedEmbedding(coded, padding_idx=3)
+    set_trainable(embedding, "decoder+factors")
+    embedding(torch.tensor([3, 3])).sum().backward()
+    assert all(parameter.grad.abs().sum() == 0 for parameter in embedding.parameters())
+    embedding(torch.tensor([3, 4])).sum().backward()
+    assert embedding.trained["bias"].grad.tolist() == [1.0] * 32
+
+
+def test_autocast_does_not_round_the_rows(coded):
+    embedding, ids = CompressedEmbedding(coded), torch.arange(9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(embedding(ids), CompressedEmbedding(coded)(ids))
+        assert embedding(ids).dtype == torch.float32
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_state_dict_and_deep_copy_keep_every_row(request, codec):
+    coded = request.getfixturevalue(codec)
+    embedding = CompressedEmbedding(coded)
+    fresh = CompressedEmbedding(coded)
+    for tensor in (*fresh.parameters(), *fresh.buffers()):
+        nn.init.zeros_(tensor)
+    fresh.load_state_dict(embedding.state_dict())
+    assert torch.equal(fresh.weight, embedding.weight)
+    assert torch.equal(copy.deepcopy(embedding).weight, embedding.weight)
+
+
+def test_repr_tells_the_shape_and_the_ratio(coded):
+    bits = coded.summary["bits_per_row"]
+    expected = f"CompressedEmbedding(1200, 32, bits_per_row={bits:.1f}, ratio={coded.ratio:.1f})"
+    assert repr(CompressedEmbedding(coded)) == expected
+
+
+def test_another_models_table_is_refused(make_model, coded):
+    with pytest.raises(LighttokenError, match="compressed table is 1200 x 32 and the model's is 200 x 32"):
+        swap_embedding(make_model("bert", AutoModel), coded)
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_what_was_trained_is_stored_in_the_same_bytes(request, codec):
+    compressed = request.getfixturevalue(codec)
+    embedding = CompressedEmbedding(compressed)
+    set_trainable(embedding, "decoder+factors")
+    for parameter in embedding.parameters():
+        parameter.data += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
+    trained = embedding.compressed_table()
+    assert {name: tensor.dtype for name, tensor in trained.tensors.items()} == {
+        name: tensor.dtype for name, tensor in compressed.tensors.items()
+    }
+    assert not torch.equal(trained.decode(), compressed.decode())
+    torch.testing.assert_close(embedding.weight.detach(), trained.decode())
+    before = embedding.weight.detach()
+    set_trainable(embedding, "frozen")  # stores it
+    assert not list(embedding.parameters())
+    torch.testing.assert_close(embedding.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_a_cast_changes_the_rows_precision_and_nothing_that_is_stored(request, codec, dtype):
+    compressed = request.getfixturevalue(codec)
+    embedding, ids = CompressedEmbedding(compressed).to(dtype), torch.arange(1200)
+    rows = CompressedEmbedding(compressed)(ids)
+    assert torch.equal(embedding(ids), rows.to(dtype))
+    assert torch.equal(embedding.float()(ids), rows)
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_materialized_it_gives_the_same_rows_and_the_same_state(request, codec):
+    compressed = request.getfixturevalue(codec)
+    packed, dense = CompressedEmbedding(compressed, scale=3.0), CompressedEmbedding(compressed, scale=3.0)
+    dense.set_mode("materialized")
+    ids = torch.randint(1200, (4, 7))
+    torch.testing.assert_close(dense(ids), packed(ids))
+    assert dense.state_dict().keys() == packed.state_dict().keys()
+    set_trainable(dense, "decoder")
+    assert dense.mode == "packed"
+    with pytest.raises(LighttokenError, match="mode=materialized has nothing to train"):
+        dense.set_mode("materialized")
+    with pytest.raises(LighttokenError, match="unknown mode='fast'; choose one of packed, materialized"):
+        packed.set_mode("fast")
+
+
+def test_packed_it_takes_the_memory_of_the_artifact(trellis):
+    held = sum(tensor.numel() * tensor.element_size() for tensor in CompressedEmbedding(trellis).buffers())
+    index = sum(tensor.numel() * tensor.element_size() for tensor in trellis.index.values())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in trellis.tensors.values())
+    assert held == stored + index
+    rows = len(trellis.tensors["decoder"]) * len(trellis.tensors["steps"])
+    assert index <= 1200 + 32 + 8 * (1200 // 32 + 1) + 8 * 16 + 9 * rows + 2 * 8 * 64  # tiers, blocks, layout, codebook
+
+
+def test_it_compiles_and_gives_the_same_rows(trellis):
+    embedding, ids = CompressedEmbedding(trellis), torch.tensor([[3, 7], [3, 900]])
+    compiled = torch.compile(embedding, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids), embedding(ids))
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_ids_that_the_table_does_not_have_are_refused_as_a_dense_embedding_refuses_them(request, codec):
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    for wrong in (-1, 1200, 1203):  # what fills up the last block of codes decodes to something, too
+        with pytest.raises(IndexError, match=r"of a table with ids 0 to 1199"):
+            embedding(torch.tensor([3, wrong]))
+    assert embedding(torch.empty(0, dtype=torch.long)).shape == (0, 32)
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_it_can_be_pickled_as_processes_that_share_a_model_do(request, codec):
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    ids = torch.arange(1200)
+    assert torch.equal(pickle.loads(pickle.dumps(embedding))(ids), embedding(ids))
+    torch.save(embedding, "embedding.pt")
+    assert torch.equal(torch.load("embedding.pt", weights_only=False)(ids), embedding(ids))
+
+
+def run_distributed(rank: int, embedding: CompressedEmbedding, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # no network is needed
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    both = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(embedding, torch.nn.Linear(32, 2)))
+    for step in range(2):
+        both(torch.arange(5) + 10 * rank + step).square().sum().backward()
+    gradients = [each.grad for each in both.parameters()]
+    torch.save(gradients, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_it_trains_in_several_processes(request, codec, tmp_path):
+    """Which send all buffers to each other, once."""
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    set_trainable(embedding, "decoder")
+    torch.multiprocessing.spawn(run_distributed, (embedding, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(first) == len(list(embedding.parameters())) + 2
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+        assert one.any()
+
+
+def test_no_positions_have_no_logits(trellis):
+    assert CompressedEmbedding(trellis).project(torch.empty(0, 32)).shape == (0, 1200)
+
+
+@pytest.mark.parametrize("codec", ["svd", QUICK, TRELLIS])
+def test_the_default_device_makes_no_difference(table, codec):
+    plain = compress_table(table, codec, 6.0, progress=False)
+    with torch.device("meta"):  # where whatever is made without a device has no numbers
+        compressed = compress_table(table, codec, 6.0, progress=False)
+        rows = compressed.decode(torch.arange(1200, device="cpu"))
+    assert compressed.tensors.keys() == plain.tensors.keys()
+    assert torch.equal(rows, plain.decode())
+
+
+def test_a_forward_pass_reads_the_buffers_that_it_is_given(trellis):
+    embedding = CompressedEmbedding(trellis)
+    buffers = embedding.state_dict()
+    given = buffers | {"bias": torch.zeros_like(buffers["bias"])}
+    ids = torch.arange(5)
+    moved = embedding(ids) - torch.func.functional_call(embedding, given, (ids,))
+    torch.testing.assert_close(moved, trellis.matrix("bias").expand(5, -1))
+
+
+@pytest.mark.parametrize("codec", ["coded", "trellis"])
+def test_a_smaller_precision_of_the_model_does_not_round_what_is_trained(request, codec):
+    embedding = CompressedEmbedding(request.getfixturevalue(codec))
+    set_trainable(embedding, "decoder")
+    with torch.no_grad():
+        for master in embedding.trained.values():
+            master.mul_(1 + 0.1 * torch.rand_like(master))
+    before = embedding.compressed_table().tensors
+    after = embedding.bfloat16().compressed_table().tensors
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert embedding(torch.arange(3)).dtype == torch.bfloat16

@@ -1,0 +1,57 @@
+"""Export: a packed embedding through torch.export and ONNX, checked against PyTorch."""
+
+import warnings
+
+import pytest
+import torch
+
+from lighttoken import compress_table, swap_embedding
+from lighttoken.codec.lighttoken.method import LightToken
+
+TRELLIS = LightToken(state_bits=6)
+IDS = torch.arange(1, 19).view(2, 9)
+OTHER_IDS = torch.arange(30, 65).view(5, 7) % 11
+
+
+@pytest.fixture(params=["svd", TRELLIS], ids=["svd", "lighttoken"])
+def model(request, make_model):
+    dense = make_model()
+    return swap_embedding(
+        dense, compress_table(dense.get_input_embeddings().weight, request.param, 2.0, progress=False)
+    ).eval()
+
+
+class LastHiddenState(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        return self.model(input_ids=input_ids).last_hidden_state
+
+
+DYNAMIC = {"input_ids": {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=39)}}
+
+
+@pytest.mark.parametrize("mode", ["packed", "materialized"])
+def test_torch_export_for_any_batch(model, mode):
+    model.get_input_embeddings().set_mode(mode)
+    program = torch.export.export(LastHiddenState(model), (IDS,), dynamic_shapes=DYNAMIC).module()
+    with torch.no_grad():
+        for ids in (IDS, OTHER_IDS):
+            torch.testing.assert_close(program(ids), model(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["packed", "materialized"])
+def test_onnx_for_any_batch(model, mode, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="install lighttoken[dev]")
+    model.get_input_embeddings().set_mode(mode)
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        torch.onnx.export(LastHiddenState(model), (IDS,), path, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for ids in (IDS, OTHER_IDS):
+        (found,) = session.run(None, {"input_ids": ids.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(ids).last_hidden_state, atol=1e-4, rtol=0)

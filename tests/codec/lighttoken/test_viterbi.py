@@ -1,0 +1,63 @@
+import itertools
+
+import pytest
+import torch
+
+from lighttoken.artifact.trellis import codebook
+from lighttoken.codec.lighttoken.viterbi import new_bits, search
+
+BITS = [1, 3, 2, 1]
+VECTORS = [2, 1, 4, 2]
+
+
+def brute_force(targets, books, state_bits):
+    """The least error over all bit strings, by trying them all."""
+    best = torch.full((len(targets[0]),), torch.inf)
+    for choice in itertools.product(*(range(2**k) for k in BITS)):
+        state, error = 0, 0
+        for bits, k, target, book in zip(choice, BITS, targets, books, strict=True):
+            state = (state << k | bits) % 2**state_bits
+            error = error + (target - book[state]).square().sum(1)
+        best = torch.minimum(best, error)
+    return best
+
+
+@pytest.mark.parametrize("state_bits", [4, 5, 9])
+def test_no_other_bits_come_nearer(state_bits):
+    targets = [torch.randn(20, v) for v in VECTORS]
+    books = [torch.randn(2**state_bits, v) for v in VECTORS]
+    states = search(targets, books, BITS, state_bits).long()
+    error = sum((t - b[states[:, j]]).square().sum(1) for j, (t, b) in enumerate(zip(targets, books, strict=True)))
+    torch.testing.assert_close(error, brute_force(targets, books, state_bits))
+
+
+@pytest.mark.parametrize("state_bits", [4, 9])
+def test_the_new_bits_lead_to_the_states(state_bits):
+    targets = [torch.randn(30, v) for v in VECTORS]
+    states = search(targets, [codebook(state_bits)[:, :v] for v in VECTORS], BITS, state_bits)
+    bits, state = new_bits(states, BITS), torch.zeros(30, dtype=torch.long)
+    assert bits.shape == (30, sum(BITS))
+    for j, part in enumerate(bits.long().split(BITS, 1)):
+        for bit in part.T:
+            state = (state << 1 | bit) % 2**state_bits
+        assert torch.equal(state, states[:, j].long())
+
+
+@pytest.mark.parametrize(("state_bits", "bound"), [(6, 0.36), (8, 0.33), (10, 0.305)])
+def test_more_states_come_nearer_to_the_bound_at_one_bit_per_coefficient(state_bits, bound):
+    """A scalar quantizer of one bit has 0.363, the rate-distortion bound is 0.25."""
+    rows = torch.randn(64, 200)
+    book = codebook(state_bits)[:, :2] * 0.75**0.5
+    states = search(list(rows.split(2, 1)), [book] * 100, [2] * 100, state_bits).long()
+    error = float((rows - book[states].flatten(1)).square().mean())
+    assert 0.25 < error < bound
+
+
+def test_rows_are_searched_alike_in_any_company():
+    rows = torch.randn(300, 12)
+    books = [codebook(12)[:, :2]] * 6
+
+    def states(part):
+        return search(list(part.split(2, 1)), books, [2] * 6, 12)
+
+    assert torch.equal(states(rows)[130:140], states(rows[130:140]))
