@@ -1,27 +1,36 @@
-"""Forms of a compressed table without hash codes, for the baselines: what `codes` is, and how a row is read from it.
+"""Forms: how one kind of compressed table stores its rows, and how they are read back.
 
-A row is its bias plus what one of these reads; the tensors that are there tell which one it is.
+    bits       bits of a linear code, with or without a low-rank part             lighttoken_paper, svd
+    trellis    coefficients that a window reads from a stream of bits             lighttoken
+    codebooks  words that choose entries of codebooks                             pq, opq, rq, lsq
+    levels     a word for every number of a row, and the row's scale              scalar, hashing_trick
+    cores      the cores of a tensor train                                        tensor_train
 
-`codebooks` (M, 2^b, w): `codes` are M words of b bits. The words choose entries of w numbers, which lie side by side
-    until a row is full; each further d/w words add another layer on top. w = d: additive quantizers, one layer a word.
-    `rotation` (d, d), if there, is multiplied from the right.
-`levels` (2^b,): `codes` are a word of b bits for every number of a row, times the row's scale, `row_scale` (R, 1).
-    With R < V rows are shared: those marked in `kept` (one bit per id) have their own and all others the first one, or,
-    without marks, ids share a row if they have the same hash.
-`core1`: `codes` and `core1`, `core2`, ... are the cores of a tensor train, (r, v, w, r') each. Digit i of an id to the
-    bases v picks a matrix (w, r, r') of core i; their products are the row's numbers.
+The artifact names its form. A class lists its tensors; all have a `bias` (d,), the row that others are added to.
+Letters: V rows of the table, d columns, n rows that are read, m bits or coefficients of a row, k rank, T tiers.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from lighttoken.artifact.packing import read_words, unpack_bits, word_bits
+from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, word_bits
+from lighttoken.artifact.trellis import (
+    LEAD,
+    MAX_STATE_BITS,
+    make_index,
+    read_coefficients,
+    unpack_steps,
+    unpack_tiers,
+)
 
 HASH = 2654435761  # Knuth's multiplicative hash: 2^32 over the golden ratio
+INDEX = "index."  # prefix of what `index` adds to the stored tensors
 
 Tensors = Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -29,103 +38,291 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Form:
-    """How one form is read and checked."""
+    """One form. Fields are what a reader must know besides the tensors; the artifact's JSON holds them."""
 
-    read: Callable[[Tensor, Tensors, int], Tensor]  # of ids (n,), tensors and d: rows (n, d), less the bias
-    shapes: Callable[[Tensors, int, int], Shapes]  # of tensors, V and d: what they should be like; raises ValueError
-    index: Callable[[Tensors, int], dict[str, Tensor]]  # of tensors and V: what `read` needs next to what is stored
+    name: ClassVar[str]
+    required: ClassVar[tuple[str, ...]]  # tensors that every table of the form has
+    shared: ClassVar[tuple[str, ...]]  # matrices that all rows share: fine-tuning may train them as the decoder
+    factors: ClassVar[tuple[str, ...]] = ()  # the other matrices that it may train
+
+    def describe(self) -> dict[str, Any]:
+        """Name and fields, as plain JSON values: the input of `make_form`."""
+        return {"name": self.name} | asdict(self)
+
+    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+        """The shape that every tensor must have. Raises ValueError if the tensors contradict each other."""
+        raise NotImplementedError
+
+    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
+        """Tensors that `read` needs besides the stored ones and that follow from them; names start with `INDEX`."""
+        return {}
+
+    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
+        """Rows of ids, from the stored tensors and those of `index`; differentiable in all float matrices."""
+        raise NotImplementedError
+
+    def projection(
+        self, vectors: Float[Tensor, "N d"], tensors: Tensors, dim: int
+    ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]]:
+        """A function of ids that returns the products of the vectors with the rows of the ids."""
+        return lambda ids: vectors @ self.read(ids, tensors, dim).T
 
 
-def find_form(tensors: Tensors) -> Form | None:
-    """The form of these tensors; None for hash codes."""
-    return next((form for name, form in FORMS.items() if name in tensors), None)
+class LinearForm(Form):
+    """A row is its coordinates times a basis that all rows share, plus the bias."""
+
+    def basis(self, tensors: Tensors, dim: int) -> Float[Tensor, "m d"]:
+        """What the coordinates are multiplied by."""
+        return read_matrix(tensors, "decoder", dim)
+
+    def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
+        """A number for each row of the basis."""
+        raise NotImplementedError
+
+    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
+        return torch.addmm(read_bias(tensors, dim), self.coordinates(ids, tensors), self.basis(tensors, dim))
+
+    def projection(
+        self, vectors: Float[Tensor, "N d"], tensors: Tensors, dim: int
+    ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]]:
+        """No row is decoded: the vectors are brought to the basis once and multiplied with the coordinates."""
+        basis = torch.cat([self.basis(tensors, dim), read_bias(tensors, dim).unsqueeze(0)])
+        projected = vectors @ basis.T
+        vectors, offset = projected[:, :-1], projected[:, -1:]
+        return lambda ids: torch.addmm(offset, vectors, self.coordinates(ids, tensors).T)
 
 
-def hashed_rows(vocab_size: int, rows: int) -> Tensor:
-    """The row (V,) int64 of each id, out of fewer rows, by its hash."""
+@dataclass(frozen=True)
+class Bits(LinearForm):
+    """Bits of a linear code, and a low-rank part.
+
+    codes    (V, m/8) uint8          the bits of each row, packed
+    decoder  (m, d)                  what a bit adds to a row
+    left     (V, k), optional        coordinates of the low-rank part
+    right    (k, d), optional        its directions
+    Matrices are in a float precision, or integers with a `.scale` per row (`left`: per column).
+    """
+
+    name: ClassVar[str] = "bits"
+    required: ClassVar[tuple[str, ...]] = ("codes", "decoder", "bias")
+    shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
+    factors: ClassVar[tuple[str, ...]] = ("left", "right")
+
+    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+        m, rank = len(tensors["decoder"]), len(tensors["right"]) if "right" in tensors else 0
+        shapes = bias_shapes(tensors, dim) | matrix_shapes(tensors, "decoder", m, dim)
+        shapes["codes"] = (vocab_size, -(-m // 8))
+        if {"left", "right"} & tensors.keys():
+            shapes |= matrix_shapes(tensors, "right", rank, dim)
+            shapes |= matrix_shapes(tensors, "left", vocab_size, rank, scales=(1, rank))
+        return shapes
+
+    def basis(self, tensors: Tensors, dim: int) -> Float[Tensor, "m d"]:
+        parts = [read_matrix(tensors, name, dim) for name in ("decoder", "right") if name in tensors]
+        return torch.cat(parts)
+
+    def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
+        bits = unpack_bits(tensors["codes"][ids], len(tensors["decoder"])).float()
+        if "left" not in tensors:
+            return bits
+        left = dequantize(embedding(ids, tensors["left"]), tensors.get("left.scale"), len(tensors["right"]))
+        return torch.cat([bits, left], 1)
+
+
+@dataclass(frozen=True)
+class Trellis(LinearForm):
+    """The trellis code of `artifact.trellis`.
+
+    codes    (N,) uint8              the stream of the bits of all rows
+    tiers    (bytes,) uint8          the tier of each row, packed
+    steps    (T, s) uint8            what each tier's bits mean
+    gain     (T, s) int8             the scale of each step's coefficients, with `.scale` (T, 1)
+    decoder  (m, d)                  what a coefficient adds to a row
+    """
+
+    name: ClassVar[str] = "trellis"
+    required: ClassVar[tuple[str, ...]] = ("codes", "tiers", "steps", "gain", "gain.scale", "decoder", "bias")
+    shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
+    factors: ClassVar[tuple[str, ...]] = ("gain",)
+    state_bits: int = 12  # of the window: 2 ** state_bits states
+
+    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+        if not 1 <= self.state_bits <= MAX_STATE_BITS:
+            raise ValueError(f"state_bits is {self.state_bits}")
+        m, steps, tiers = len(tensors["decoder"]), tensors["steps"], unpack_tiers(tensors["tiers"], vocab_size)
+        if steps.ndim != 2 or int(tiers.max()) >= len(steps):
+            raise ValueError(f"rows of tier {int(tiers.max())} and steps of shape {tuple(steps.shape)}")
+        vectors, bits = unpack_steps(steps)
+        if int((vectors.cumsum(1) * (bits > 0)).max()) > m:
+            raise ValueError(f"steps lead beyond the decoder's {m} rows")
+        length = int(bits.sum(1)[tiers.long()].sum())
+        shapes = bias_shapes(tensors, dim) | matrix_shapes(tensors, "decoder", m, dim)
+        shapes |= {"gain": tuple(steps.shape), "gain.scale": (len(steps), 1), "steps": tuple(steps.shape)}
+        return shapes | {"codes": (LEAD + -(-length // 8),), "tiers": tuple(tensors["tiers"].shape)}
+
+    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
+        tiers, steps = unpack_tiers(tensors["tiers"].cpu(), vocab_size), tensors["steps"].cpu()
+        index = make_index(tiers, steps, self.state_bits, len(tensors["decoder"]))
+        return {INDEX + name: tensor for name, tensor in index.items()}
+
+    def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
+        index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
+        gain = read_matrix(tensors, "gain", tensors["steps"].shape[1])
+        return read_coefficients(ids, tensors["codes"], gain, index)
+
+
+@dataclass(frozen=True)
+class Codebooks(Form):
+    """Words that choose entries of codebooks.
+
+    codes      (V, bytes) uint8       M words of b bits, packed
+    codebooks  (M, 2^b, w) float16    entries of w numbers, which lie side by side until a row is full; each further d/w
+                                      words add a layer on top (w = d: additive quantizers, a layer for every word)
+    rotation   (d, d), optional       multiplied from the right
+    """
+
+    name: ClassVar[str] = "codebooks"
+    required: ClassVar[tuple[str, ...]] = ("codes", "codebooks", "bias")
+    shared: ClassVar[tuple[str, ...]] = ("bias", "codebooks", "rotation")
+
+    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+        count, size, width = tensors["codebooks"].shape
+        if dim % width or count % (dim // width):
+            raise ValueError(f"{count} codebooks of width {width} do not fill rows of {dim}")
+        shapes = bias_shapes(tensors, dim) | {"codebooks": (count, size, width)}
+        shapes["codes"] = (vocab_size, -(-count * word_bits(size) // 8))
+        return shapes | ({"rotation": (dim, dim)} if "rotation" in tensors else {})
+
+    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
+        count, size, width = tensors["codebooks"].shape
+        words = read_words(tensors["codes"][ids], count, word_bits(size))
+        # One table of all entries: word i of a row looks into the i-th part of it.
+        positions = words + size * torch.arange(count, device=words.device)
+        entries = embedding(positions, tensors["codebooks"].float().view(-1, width))
+        rows = entries.unflatten(1, (-1, dim // width)).sum(1).flatten(1)
+        rows = rows @ tensors["rotation"].float() if "rotation" in tensors else rows
+        return read_bias(tensors, dim) + rows
+
+
+@dataclass(frozen=True)
+class Levels(Form):
+    """A word of b bits for every number of a row.
+
+    codes      (R, bytes) uint8       d words of b bits, packed
+    levels     (2^b,)                 what a word stands for, times
+    row_scale  (R, 1)                 the scale of the row
+    kept       (V/8,), optional       one bit per id: ids that have a row of their own; all others share the first row
+    With R < V and without `kept`, ids of the same hash share a row.
+    """
+
+    name: ClassVar[str] = "levels"
+    required: ClassVar[tuple[str, ...]] = ("codes", "levels", "row_scale", "bias")
+    shared: ClassVar[tuple[str, ...]] = ("bias", "levels")
+    factors: ClassVar[tuple[str, ...]] = ("row_scale",)
+
+    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+        size, rows = len(tensors["levels"]), len(tensors["row_scale"])
+        shapes = bias_shapes(tensors, dim) | {"levels": (size,), "row_scale": (rows, 1)}
+        shapes["codes"] = (rows, -(-dim * word_bits(size) // 8))
+        if "kept" in tensors:
+            marks = int(unpack_bits(tensors["kept"], vocab_size).sum())
+            if rows != marks + 1:
+                raise ValueError(f"{rows} rows for {marks} ids that have their own")
+            shapes["kept"] = (-(-vocab_size // 8),)
+        if rows > vocab_size:
+            raise ValueError(f"{rows} rows for {vocab_size} ids")
+        return shapes
+
+    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
+        if "kept" in tensors:
+            kept = unpack_bits(tensors["kept"].cpu(), vocab_size).long()
+            return {f"{INDEX}rows": kept.cumsum(0) * kept}
+        rows = len(tensors["row_scale"])
+        return {f"{INDEX}rows": hashed_rows(vocab_size, rows)} if rows < vocab_size else {}
+
+    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
+        if f"{INDEX}rows" in tensors:
+            ids = tensors[f"{INDEX}rows"][ids]
+        levels = tensors["levels"].float()
+        words = read_words(tensors["codes"][ids], dim, word_bits(len(levels)))
+        return read_bias(tensors, dim) + levels[words] * embedding(ids, tensors["row_scale"].float())
+
+
+@dataclass(frozen=True)
+class Cores(Form):
+    """A tensor train.
+
+    codes, core1, core2, ...   (r, v, w, r') float16
+    Digit i of an id to the bases v picks a matrix (w, r, r') of core i; their products are the row's numbers.
+    """
+
+    name: ClassVar[str] = "cores"
+    required: ClassVar[tuple[str, ...]] = ("codes", "core1", "bias")
+    shared: ClassVar[tuple[str, ...]] = ("bias", "core1", "core2")
+
+    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+        ids, width, rank = 1, 1, 1
+        for core in self._cores(tensors).values():
+            if core.ndim != 4 or core.shape[0] != rank:
+                raise ValueError(f"a core has shape {tuple(core.shape)} where the rank is {rank}")
+            _, v, w, rank = core.shape
+            ids, width = ids * v, width * w
+        if ids < vocab_size or width < dim or rank != 1:
+            raise ValueError(f"the cores make a table ({ids}, {width}), {rank} times")
+        cores: Shapes = {name: tuple(core.shape) for name, core in self._cores(tensors).items()}
+        return bias_shapes(tensors, dim) | cores
+
+    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
+        # The matrices that the digits pick, (r, n, w, r') each; the last digit counts ones.
+        matrices, rest = [], ids
+        for core in reversed(self._cores(tensors).values()):
+            matrices.append(core.float()[:, rest % core.shape[1]])
+            rest = torch.div(rest, core.shape[1], rounding_mode="floor")
+        # Their products, from the first core on.
+        rows = matrices.pop().squeeze(0)  # (n, w, r)
+        while matrices:
+            rows = torch.einsum("nxa,anwb->nxwb", rows, matrices.pop()).flatten(1, 2)
+        return read_bias(tensors, dim) + rows.squeeze(2)[:, :dim]
+
+    def _cores(self, tensors: Tensors) -> dict[str, Tensor]:
+        names = ["codes", *sorted(name for name in tensors if name.startswith("core"))]
+        return {name: tensors[name] for name in names}
+
+
+FORMS: dict[str, type[Form]] = {form.name: form for form in (Bits, Trellis, Codebooks, Levels, Cores)}
+
+
+def make_form(description: Mapping[str, Any]) -> Form:
+    """Undo `Form.describe`. Raises KeyError or TypeError for what describes no form."""
+    fields = dict(description)
+    return FORMS[fields.pop("name")](**fields)
+
+
+def hashed_rows(vocab_size: int, rows: int) -> Int64[Tensor, " V"]:
+    """The row of each id, out of fewer rows, by its hash."""
     return torch.arange(vocab_size) * HASH % 2**32 % rows
 
 
-def _read_entries(ids: Tensor, tensors: Tensors, dim: int) -> Tensor:
-    count, size, width = tensors["codebooks"].shape
-    words = read_words(tensors["codes"][ids], count, word_bits(size))
-    places = words + size * torch.arange(count, device=words.device)
-    entries = embedding(places, tensors["codebooks"].float().view(-1, width))
-    rows = entries.unflatten(1, (-1, dim // width)).sum(1).flatten(1)
-    return rows @ tensors["rotation"].float() if "rotation" in tensors else rows
+def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "rows columns"]:
+    """A stored matrix in float32."""
+    return dequantize(tensors[name], tensors.get(f"{name}.scale"), columns)
 
 
-def _entry_shapes(stored: Tensors, vocab_size: int, dim: int) -> Shapes:
-    count, size, width = stored["codebooks"].shape
-    if dim % width or count % (dim // width):
-        raise ValueError(f"{count} codebooks of width {width} do not fill rows of {dim}")
-    code = -(-count * word_bits(size) // 8)
-    return {"codes": (vocab_size, code), "codebooks": (count, size, width), "rotation": (dim, dim)}
+def read_bias(tensors: Tensors, dim: int) -> Float[Tensor, " d"]:
+    """The bias in float32."""
+    return read_matrix(tensors, "bias", dim).view(-1)
 
 
-def _read_levels(ids: Tensor, tensors: Tensors, dim: int) -> Tensor:
-    if "index.places" in tensors:
-        ids = tensors["index.places"][ids]
-    levels = tensors["levels"].float()
-    words = read_words(tensors["codes"][ids], dim, word_bits(len(levels)))
-    return levels[words] * embedding(ids, tensors["row_scale"].float())
+def matrix_shapes(
+    tensors: Tensors, name: str, rows: int, columns: int, scales: tuple[int, int] | None = None
+) -> Shapes:
+    """Shapes of a matrix as `packing.quantize` stores it: int4 two to a byte, integers with a scale per row."""
+    if tensors[name].is_floating_point():
+        return {name: (rows, columns)}
+    width = -(-columns // 2) if tensors[name].dtype == torch.uint8 else columns
+    return {name: (rows, width), f"{name}.scale": scales or (rows, 1)}
 
 
-def _level_shapes(stored: Tensors, vocab_size: int, dim: int) -> Shapes:
-    size, rows = len(stored["levels"]), len(stored["row_scale"])
-    if "kept" in stored and rows != (marks := int(unpack_bits(stored["kept"], vocab_size).sum())) + 1:
-        raise ValueError(f"{rows} rows for {marks} ids that have their own")
-    if rows > vocab_size:
-        raise ValueError(f"{rows} rows for {vocab_size} ids")
-    code = -(-dim * word_bits(size) // 8)
-    return {"codes": (rows, code), "levels": (size,), "row_scale": (rows, 1), "kept": (-(-vocab_size // 8),)}
-
-
-def _places(stored: Tensors, vocab_size: int) -> dict[str, Tensor]:
-    if "kept" in stored:
-        kept = unpack_bits(stored["kept"].cpu(), vocab_size).long()
-        return {"index.places": kept.cumsum(0) * kept}
-    rows = len(stored["row_scale"])
-    return {"index.places": hashed_rows(vocab_size, rows)} if rows < vocab_size else {}
-
-
-def _read_cores(ids: Tensor, tensors: Tensors, dim: int) -> Tensor:
-    slices, rest = [], ids
-    for core in reversed(_cores(tensors)):  # the last digit counts ones
-        slices.append(core.float()[:, rest % core.shape[1]])
-        rest = torch.div(rest, core.shape[1], rounding_mode="floor")
-    rows = slices.pop().squeeze(0)  # (n, w, r)
-    while slices:
-        rows = torch.einsum("nxa,anwb->nxwb", rows, slices.pop()).flatten(1, 2)
-    return rows.squeeze(2)[:, :dim]
-
-
-def _core_shapes(stored: Tensors, vocab_size: int, dim: int) -> Shapes:
-    ids, width, rank = 1, 1, 1
-    for core in _cores(stored):
-        if core.ndim != 4 or core.shape[0] != rank:
-            raise ValueError(f"a core has shape {tuple(core.shape)} where the rank is {rank}")
-        _, v, w, rank = core.shape
-        ids, width = ids * v, width * w
-    if ids < vocab_size or width < dim or rank != 1:
-        raise ValueError(f"the cores make a table ({ids}, {width}), {rank} times")
-    return {name: tuple(stored[name].shape) for name in _core_names(stored)}
-
-
-def _cores(tensors: Tensors) -> list[Tensor]:
-    return [tensors[name] for name in _core_names(tensors)]
-
-
-def _core_names(tensors: Tensors) -> list[str]:
-    return ["codes", *sorted(name for name in tensors if name.startswith("core"))]
-
-
-def _no_index(stored: Tensors, vocab_size: int) -> dict[str, Tensor]:
-    return {}
-
-
-FORMS = {  # by a tensor that only it has
-    "codebooks": Form(_read_entries, _entry_shapes, _no_index),
-    "levels": Form(_read_levels, _level_shapes, _places),
-    "core1": Form(_read_cores, _core_shapes, _no_index),
-}
+def bias_shapes(tensors: Tensors, dim: int) -> Shapes:
+    """Shapes of the bias: a vector of floats, or a matrix of one row of integers."""
+    return {"bias": (dim,)} if tensors["bias"].ndim == 1 else matrix_shapes(tensors, "bias", 1, dim)

@@ -1,35 +1,40 @@
-"""The trellis code: how a stream of bits becomes the coefficients of a row. Decoding only; the search is the codec's.
+"""The trellis code: how a stream of bits becomes the coefficients of a row. Decoding only; the codec has the search.
 
-A row of tier t is a string of bits, read by a window of `state_bits` bits that moves on by k bits per step. What the
-window shows, a state, is looked up in a codebook and gives the next v coefficients, up to a gain:
+A row of tier t is a string of bits. A window of `state_bits` bits moves over it, k bits per step. The bits in it are a
+state; the state's vector in a codebook, times a gain, gives the next v coefficients:
 
-    coefficients = gain[t, step] * codebook[state, :v]
+    bits of a row     0 1 1 0 1 0 0 1 1 1 0 1 ...         k = 2 bits per step
+    step s           [. . . . 0 1]                        coefficients[s] = gain[t, s] * codebook[state, :v]
+    step s - 1           [. . 0 1 1 0]
+    step s - 2               [0 1 1 0 1 0]
 
-Steps are listed by falling variance of their coefficients and read from the last to the first: what a row's first bits
-can choose among is little, and there it does least harm.
+Steps are listed by falling variance of their coefficients and read from the last to the first: a row's first windows
+hold few bits and choose among few vectors, and there this does least harm.
 
-Each bit takes part in several states, so that k bits choose well among far more than 2^k vectors (Marcellin and
+Every bit is part of several states, so that k bits choose well among far more than 2^k vectors (Marcellin and
 Fischer 1990; the bit-shift trellis with a computed codebook is that of QTIP, Tseng et al., NeurIPS 2024). The windows
-of a row do not wait for each other: any coefficient of any row is read on its own.
+of a row do not depend on each other: any coefficient of any row can be read alone.
 """
 
 import zlib
+from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 MAX_VECTOR = 8  # most coefficients of a step
-MAX_STATE_BITS = 16  # a window then lies within three bytes, wherever it starts
+MAX_STATE_BITS = 16  # a window lies within three bytes then, wherever it starts
 MAX_TIERS = 16  # a tier is half a byte before it is deflated
-BLOCK = 32  # rows to a block of which the start is kept in memory
+BLOCK = 32  # rows of a block; the start of each block is kept in memory
 LEAD = 2  # zero bytes before the stream
 
 
-def codebook(state_bits: int) -> Tensor:
-    """The vectors of all states, (2 ** state_bits, 8) float32: computed, so that nothing is stored.
+def codebook(state_bits: int) -> Float32[Tensor, "states 8"]:
+    """The vectors of all states, computed, so that no artifact stores them.
 
-    Each number is the standard normal quantile of a hash of its place (the 32-bit finalizer of MurmurHash3), rounded
-    to what float16 holds, so that a codebook kept in memory weighs little next to the codes.
+    Each number is the standard normal quantile of a hash of its position (the 32-bit finalizer of MurmurHash3), rounded
+    to float16, so that a codebook in memory is small next to the codes.
     """
     x = torch.arange(2**state_bits * MAX_VECTOR) + 1
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
@@ -42,20 +47,20 @@ def pack_step(vector: int, bits: int) -> int:
     return (vector.bit_length() - 1) << 4 | bits
 
 
-def unpack_steps(steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo `pack_step` for (T, n) uint8: vector sizes and bits, both (T, n) int64."""
+def unpack_steps(steps: UInt8[Tensor, "T s"]) -> tuple[Int64[Tensor, "T s"], Int64[Tensor, "T s"]]:
+    """Undo `pack_step`: vector sizes and bits."""
     return 1 << (steps >> 4).long(), (steps & 15).long()
 
 
-def pack_tiers(tiers: Tensor) -> Tensor:
-    """Tiers (V,) uint8 below 16 as bytes: two to a byte, then deflate, which gains from runs of ids that are alike."""
+def pack_tiers(tiers: UInt8[Tensor, " V"]) -> UInt8[Tensor, " bytes"]:
+    """Tiers below 16 as bytes: two to a byte, then deflate, which gains from runs of ids of one tier."""
     even = torch.nn.functional.pad(tiers.cpu(), (0, len(tiers) % 2)).view(-1, 2)
     content = (even[:, 0] | even[:, 1] << 4).numpy().tobytes()
     return torch.frombuffer(bytearray(zlib.compress(content, 9)), dtype=torch.uint8)
 
 
-def unpack_tiers(packed: Tensor, rows: int) -> Tensor:
-    """Undo `pack_tiers`: tiers (rows,) uint8. Raises ValueError if the bytes are not those of so many rows."""
+def unpack_tiers(packed: UInt8[Tensor, " bytes"], rows: int) -> UInt8[Tensor, " rows"]:
+    """Undo `pack_tiers`. Raises ValueError if the bytes do not hold so many rows."""
     try:
         content = zlib.decompress(packed.cpu().numpy().tobytes())
     except zlib.error as error:
@@ -66,33 +71,37 @@ def unpack_tiers(packed: Tensor, rows: int) -> Tensor:
     return torch.stack([pairs & 15, pairs >> 4], 1).flatten()[:rows]
 
 
-def row_starts(tiers: Tensor, steps: Tensor) -> Tensor:
-    """Where each row's bits start in the stream, (V,) int64, for tiers (V,): rows lie in the order of their ids."""
+def row_starts(tiers: UInt8[Tensor, " V"], steps: UInt8[Tensor, "T s"]) -> Int64[Tensor, " V"]:
+    """Where the bits of each row start in the stream: rows lie in the order of their ids."""
     lengths = unpack_steps(steps)[1].sum(1)[tiers.long()]
     return lengths.cumsum(0) - lengths
 
 
-def make_index(tiers: Tensor, steps: Tensor, state_bits: int, rank: int) -> dict[str, Tensor]:
-    """What `read_coefficients` needs to find any row and coefficient, from tiers (V,) and steps (T, n).
+def make_index(tiers: UInt8[Tensor, " V"], steps: UInt8[Tensor, "T s"], state_bits: int, m: int) -> dict[str, Tensor]:
+    """What `read_coefficients` needs to find any coefficient of any row.
 
-    `tiers`, padded to whole blocks of `BLOCK` rows, and where each block starts (`blocks`), so that a row's start takes
-    a sum over one block; the `lengths` (T,) of rows in bits and `columns`, as many as the bytes that the longest can
-    lie in. For each coefficient of each tier, (T, rank): the `position` of its window's end in bits from the row's
-    start, the `component` of the state's vector and the `step` that tells its gain. One without bits has step n, whose
-    gain is 0, and position 0. `book`: the codebook in float16, which holds it.
+    tiers      (V padded to whole blocks of `BLOCK` rows,) uint8
+    blocks     (blocks,) int64         where each block starts in the stream: a row's start is then a sum over one block
+    lengths    (T,) int64              bits of a row
+    columns    (bytes,) int64          0, 1, ...: as many as the bytes that the longest row can lie in
+    position   (T, m) int32            where the window of a coefficient ends, in bits from the row's start
+    component  (T, m) uint8            its place in the vector of the state
+    step       (T, m) int32            the step that has its gain; s, whose gain is 0, for coefficients without bits
+    book       (2^state_bits, 8) float16  the codebook, which float16 holds without rounding
     """
     vectors, bits = unpack_steps(steps)
-    read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits
-    shape, n = (len(steps), rank), steps.shape[1]
+    read = bits.flip(1).cumsum(1).flip(1)  # when each step has read its bits: the last step is read first
+    shape, count = (len(steps), m), steps.shape[1]
     position, component = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.uint8)
-    step = torch.full(shape, n, dtype=torch.int32)  # not int16, which torch.distributed cannot send
-    for tier, repeats in enumerate(vectors):  # trailing bytes of 0, in tiers of few steps, may lead beyond the rank
-        owner = torch.arange(n).repeat_interleave(repeats)[:rank]
-        first = repeats.cumsum(0) - repeats
+    step = torch.full(shape, count, dtype=torch.int32)  # not int16, which torch.distributed cannot send
+    for tier, sizes in enumerate(vectors):
+        # The step of each coefficient. Trailing bytes of 0, in tiers of few steps, may lead beyond the last one.
+        owner = torch.arange(count).repeat_interleave(sizes)[:m]
+        first = sizes.cumsum(0) - sizes
         end = len(owner)
         position[tier, :end] = read[tier][owner].int()
         component[tier, :end] = (torch.arange(end) - first[owner]).to(torch.uint8)
-        step[tier, :end] = torch.where(bits[tier][owner] > 0, owner, n).int()
+        step[tier, :end] = torch.where(bits[tier][owner] > 0, owner, count).int()
     lengths = bits.sum(1)
     return {
         "tiers": torch.nn.functional.pad(tiers, (0, -len(tiers) % BLOCK)),
@@ -107,45 +116,45 @@ def make_index(tiers: Tensor, steps: Tensor, state_bits: int, rank: int) -> dict
 
 
 def read_coefficients(
-    ids: Tensor,
-    stream: Tensor,
-    gain: Tensor,
-    tiers: Tensor,
-    blocks: Tensor,
-    lengths: Tensor,
-    columns: Tensor,
-    position: Tensor,
-    component: Tensor,
-    step: Tensor,
-    book: Tensor,
-) -> Tensor:
-    """Coefficients (n, rank) of rows ids (n,) of a stream of bytes, for gains (T, n) and the rest from `make_index`.
+    ids: Int64[Tensor, " n"], stream: UInt8[Tensor, " N"], gain: Float[Tensor, "T s"], index: Mapping[str, Tensor]
+) -> Float[Tensor, "n m"]:
+    """Coefficients of rows, from the stream of all rows and what `make_index` returns.
 
-    The first bit of the stream is the highest of byte `LEAD`. Differentiable in the gains.
+    The first bit of the stream is the highest of byte `LEAD`. Differentiable in the gains. Shifts are functions here:
+    ONNX knows these operators and not those behind << and >>.
     """
-    block, place = ids // BLOCK, ids % BLOCK
-    before = torch.arange(BLOCK, device=ids.device) < place.unsqueeze(1)
-    starts = blocks[block] + (lengths[tiers.view(-1, BLOCK)[block].long()] * before).sum(1)
+    shift_right = torch.bitwise_right_shift
+    tiers, lengths = index["tiers"], index["lengths"]
     tier = tiers[ids].long()
 
-    # The bytes of each row, moved to start with its first bit, behind two of zeros; then windows lie alike in a tier.
-    # Shifts are spelt out: ONNX knows these operators and not those behind << and >>.
-    shift_right = torch.bitwise_right_shift
-    where = LEAD + shift_right(starts, 3).unsqueeze(1) + columns
-    raw = stream[where.clamp_max(len(stream) - 1)].int()  # behind the last row, what is read is not used
-    row = shift_right(raw[:, :-1] * 2**8 + raw[:, 1:], (8 - (starts & 7)).int().unsqueeze(1)) & 255
+    # 1. Where a row's bits start: where its block does, and the lengths of the rows before it in the block.
+    block, place_in_block = ids // BLOCK, ids % BLOCK
+    before = torch.arange(BLOCK, device=ids.device) < place_in_block.unsqueeze(1)
+    starts = index["blocks"][block] + (lengths[tiers.view(-1, BLOCK)[block].long()] * before).sum(1)
+
+    # 2. The bytes of each row, shifted so that its first bit is a byte's first: windows then lie alike in a tier.
+    # Behind the last row, bytes are read again that nothing uses.
+    columns = LEAD + shift_right(starts, 3).unsqueeze(1) + index["columns"]
+    pairs = stream[columns.clamp_max(len(stream) - 1)].int()
+    row = shift_right(pairs[:, :-1] * 2**8 + pairs[:, 1:], (8 - (starts & 7)).int().unsqueeze(1)) & 255
+
+    # 3. Words of three bytes at every byte, behind two bytes of zeros that the first windows reach into.
     row = torch.nn.functional.pad(row, (2, 1))
     words = row[:, :-2] * 2**16 + row[:, 1:-1] * 2**8 + row[:, 2:]
 
-    last = position + 15  # bit of the window, counted from the zeros
+    # 4. The window of each coefficient: the word that it ends in, shifted to the window's last bit.
+    last = index["position"] + 15  # bit of the window, counted from the zeros
     words = words.gather(1, (shift_right(last, 3) - 2).clamp_min(0).long()[tier])
     state = shift_right(words, (7 - (last & 7))[tier])
-    place = (state & (len(book) - 1)) * MAX_VECTOR + component.int()[tier]
-    gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, step.long())
-    return book.flatten().index_select(0, place.flatten()).view_as(place) * gains[tier]
+
+    # 5. The state's vector in the codebook, times the gain.
+    book = index["book"]
+    entry = (state & (len(book) - 1)) * MAX_VECTOR + index["component"].int()[tier]
+    gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, index["step"].long())
+    return book.flatten().index_select(0, entry.flatten()).view_as(entry) * gains[tier]
 
 
-def pack_stream(bits: Tensor) -> Tensor:
+def pack_stream(bits: Tensor) -> UInt8[Tensor, " bytes"]:
     """Bits (N,), 0 or 1, as the bytes that `read_coefficients` reads."""
     packed = torch.zeros(LEAD + -(-len(bits) // 8), dtype=torch.uint8, device=bits.device)
     for j in range(8):  # without a copy of the bits, which are as many as the table has bytes at small ratios

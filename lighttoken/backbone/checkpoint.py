@@ -1,9 +1,9 @@
 """Checkpoints: after `import lighttoken`, `from_pretrained` loads a model with a compressed table as any other.
 
-All that leans on the inside of transformers' loader is in this file (tried with 5.23). `config.json` gets a
-`quantization_config` that describes the artifact; the embedding's tensors lie next to the model's other weights. The
+Everything that depends on the inside of transformers' loader is in this file (tried with 5.23). `config.json` gets a
+`quantization_config` that describes the artifact; the embedding's tensors lie beside the model's other weights. The
 codes are stored, flat, under the name of the dense weight: a transformers without lighttoken, which would skip the
-method it does not know and draw a random table, stops at their shape instead.
+unknown method and draw a random table, stops at their shape instead.
 """
 
 import hashlib
@@ -21,8 +21,11 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lighttoken.artifact.table import DAMAGES, FORMAT_VERSION, CompressedTable, check_version
-from lighttoken.backbone.embedding import CompressedEmbedding, Tie, buffer_name
+from lighttoken.artifact.forms import make_form
+from lighttoken.artifact.table import DAMAGES, FORMAT_VERSION, CompressedTable, check_version, upgrade_description
+from lighttoken.backbone.embedding import CompressedEmbedding, Tie
+from lighttoken.backbone.replace import replace_embedding
+from lighttoken.backbone.storage import buffer_name
 from lighttoken.errors import LighttokenError
 
 METHOD = "lighttoken"
@@ -30,15 +33,15 @@ METHOD = "lighttoken"
 
 @register_quantization_config(METHOD)
 class LighttokenConfig(QuantizationConfigMixin):
-    """What an artifact says next to its tensors, their types and shapes, and the head's policy; plain JSON values.
+    """The description of an artifact, the types and shapes of its tensors, and the head's policy; plain JSON values.
 
-    `sha256` is of all of it, and of what the tensors hold.
+    `sha256` is the hash of the description and of the tensors' content.
     """
 
     format_version: int
     codec: str
+    form: dict[str, Any]
     shape: list[int]
-    state_bits: int
     tie: Tie
     source_sha256: str
     settings: dict[str, Any]
@@ -47,62 +50,69 @@ class LighttokenConfig(QuantizationConfigMixin):
     tensors: dict[str, tuple[str, list[int]]]  # type and shape
     sha256: str
 
-    def __init__(self, **described: Any):
+    def __init__(self, **description: Any):
         self.quant_method: Any = METHOD
-        for key, value in described.items():
+        for key, value in description.items():
             setattr(self, key, value)
 
     @classmethod
     def of(cls, compressed: CompressedTable, tie: Tie) -> "LighttokenConfig":
-        told: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "codec": compressed.codec,
-            "shape": list(compressed.shape),
-            "state_bits": compressed.state_bits,
-            "tie": tie,
-            "source_sha256": compressed.source_sha256,
-            "settings": compressed.settings,
-            "summary": compressed.summary,
-            "versions": compressed.versions,
-            "tensors": {
+        """The config of a compressed table."""
+        config = cls(
+            format_version=FORMAT_VERSION,
+            codec=compressed.codec,
+            form=compressed.form.describe(),
+            shape=list(compressed.shape),
+            tie=tie,
+            source_sha256=compressed.source_sha256,
+            settings=compressed.settings,
+            summary=compressed.summary,
+            versions=compressed.versions,
+            tensors={
                 name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
                 for name, tensor in compressed.tensors.items()
             },
-        }
-        held = serialize_safetensors({name: each.contiguous() for name, each in compressed.tensors.items()})
-        described = json.dumps(told, sort_keys=True).encode()  # as transformers writes config.json
-        return cls(**told, sha256=hashlib.sha256(held + described).hexdigest())
+        )
+        config.sha256 = config.digest(compressed.tensors)
+        return config
 
     def empty_table(self) -> CompressedTable:
-        """The compressed table without what its tensors hold.
+        """The compressed table with tensors that have no content.
 
-        Raises LighttokenError for another format version, or if something is not told.
+        Raises LighttokenError for another format version, or if a part of the description is missing.
         """
-        told = vars(self)
-        check_version("the checkpoint's table", told.get("format_version", 0))
-        if missing := sorted(set(get_type_hints(LighttokenConfig)) - told.keys() - {"quant_method"}):
+        described = vars(self)
+        check_version("the checkpoint's table", described.get("format_version", 0))
+        description = upgrade_description(described, described.get("tensors", ()))
+        if missing := sorted(set(get_type_hints(LighttokenConfig)) - description.keys() - {"quant_method"}):
             raise LighttokenError(
                 f"quantization_config in config.json lacks {', '.join(missing)}; make the checkpoint again"
             )
         return CompressedTable(
             codec=self.codec,
+            form=make_form(description["form"]),
             shape=(self.shape[0], self.shape[1]),
             tensors={
                 name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
                 for name, (dtype, shape) in self.tensors.items()
             },
             source_sha256=self.source_sha256,
-            state_bits=self.state_bits,
             settings=self.settings,
             summary=self.summary,
             versions=self.versions,
         )
 
+    def digest(self, tensors: dict[str, Tensor]) -> str:
+        """SHA-256, in hex, of the description, as transformers writes config.json, and of the tensors' content."""
+        description = {name: value for name, value in vars(self).items() if name not in ("sha256", "quant_method")}
+        content = serialize_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+        return hashlib.sha256(content + json.dumps(description, sort_keys=True).encode()).hexdigest()
+
     def check(self, compressed: CompressedTable) -> None:
-        """Raise LighttokenError unless this is what was told of a table when it was saved."""
-        if LighttokenConfig.of(compressed, self.tie).sha256 != self.sha256:
+        """Raise LighttokenError unless this is the description of a table as it was when it was saved."""
+        if self.digest(compressed.tensors) != self.sha256:
             raise LighttokenError(
-                "the checkpoint's compressed table is damaged: its hash is not the one told in config.json; "
+                "the checkpoint's compressed table is damaged: it does not have the hash that config.json names; "
                 "make it again"
             )
 
@@ -115,17 +125,19 @@ class LighttokenQuantizer(HfQuantizer):
     quantization_config: LighttokenConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        from lighttoken.backbone.swap import replace_embedding
-
         replace_embedding(model, self.quantization_config.empty_table(), self.quantization_config.tie)
         self._remember(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         embedding = _find(model)[1]
         if not embedding.codes.is_meta:  # where it is offloaded, it is read when it is needed
-            self.quantization_config.check(embedding.compressed_table())
+            compressed = embedding.compressed_table()
+            self.quantization_config.check(compressed)
+            # An earlier format is written as the current one when the model is saved again.
+            self.quantization_config = LighttokenConfig.of(compressed, self.quantization_config.tie)
+            model.config.quantization_config = self.quantization_config
         embedding.prepare()
-        # Else .half() and .float() are refused, from which what is stored is safe.
+        # Else .half() and .float() are refused, which do not reach the stored tensors.
         model.is_quantized = False  # type: ignore[assignment]
         return model
 
@@ -136,13 +148,13 @@ class LighttokenQuantizer(HfQuantizer):
         return [WeightRenaming(f"{self._name}.weight", f"{self._name}.codes")]
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes: what was trained goes where it is stored."""
+        """What `save_pretrained` writes: trained matrices go where they are stored."""
         path, embedding = _find(model)
         if not embedding.codes.is_meta:
-            told = self.quantization_config  # which the model's config, written after this, holds
-            told.sha256 = LighttokenConfig.of(embedding.compressed_table(), told.tie).sha256
-        state = {name: each for name, each in model.state_dict().items() if not name.startswith(f"{path}.trained.")}
-        return state | {f"{path}.{name}": each for name, each in embedding.stored_buffers().items()}, {}
+            config = self.quantization_config  # the model's config, written after this, holds it
+            config.sha256 = config.digest(embedding.compressed_table().tensors)
+        state = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{path}.trained.")}
+        return state | {f"{path}.{name}": tensor for name, tensor in embedding.stored_buffers().items()}, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -152,7 +164,7 @@ class LighttokenQuantizer(HfQuantizer):
         return True
 
     @property
-    def is_qat_trainable(self) -> bool:  # what transformers' Trainer asks besides
+    def is_qat_trainable(self) -> bool:  # transformers' Trainer reads it
         return True
 
     @property
@@ -164,29 +176,30 @@ def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> Non
     """Make `save_pretrained` write a model whose embedding was swapped as a checkpoint that loads again."""
     quantizer = LighttokenQuantizer(LighttokenConfig.of(compressed, tie), pre_quantized=True)
     quantizer._remember(model)
-    loaded: Any = model  # what from_pretrained sets
-    loaded.hf_quantizer, loaded.quantization_method = quantizer, METHOD
-    loaded._weight_conversions = quantizer.get_weight_conversions()
+    attributes: Any = model  # that from_pretrained sets
+    attributes.hf_quantizer, attributes.quantization_method = quantizer, METHOD
+    attributes._weight_conversions = quantizer.get_weight_conversions()
     quantizer.postprocess_model(model)
 
 
 def read_checkpoint(directory: Path) -> CompressedTable:
     """The compressed table in a checkpoint. Raises LighttokenError if there is none, or if files are damaged."""
     try:
-        described = json.loads((directory / "config.json").read_bytes()).get("quantization_config", {})
-        if described.get("quant_method") != METHOD:
+        description = json.loads((directory / "config.json").read_bytes()).get("quantization_config", {})
+        if description.get("quant_method") != METHOD:
             raise LighttokenError(f"{directory} has no compressed table; compress it with lighttoken.compress")
-        config = LighttokenConfig(**described)
+        config = LighttokenConfig(**description)
         empty = config.empty_table()
         shards = [safe_open(file, "pt") for file in sorted(directory.glob("*.safetensors"))]
-        places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
+        shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
+        # The embedding is where all of its buffers are, under one prefix.
         names = {name: "weight" if name == "codes" else buffer_name(name) for name in empty.tensors}
-        prefixes = (name.removesuffix("bias") for name in places if name.rpartition(".")[2] == "bias")
-        (prefix,) = (each for each in prefixes if all(each + name in places for name in names.values()))
-        tensors = {
-            name: places[prefix + names[name]].get_tensor(prefix + names[name]).view(meant.dtype).view(meant.shape)
-            for name, meant in empty.tensors.items()
-        }
+        prefixes = [name.removesuffix("bias") for name in shard_of if name.rpartition(".")[2] == "bias"]
+        (prefix,) = (prefix for prefix in prefixes if all(prefix + name in shard_of for name in names.values()))
+        tensors = {}
+        for name, like in empty.tensors.items():
+            path = prefix + names[name]
+            tensors[name] = shard_of[path].get_tensor(path).view(like.dtype).view(like.shape)
         compressed = replace(empty, tensors=tensors)
         compressed.check()
         config.check(compressed)
@@ -198,6 +211,6 @@ def read_checkpoint(directory: Path) -> CompressedTable:
 
 
 def _find(model: PreTrainedModel) -> tuple[str, CompressedEmbedding]:
-    """Where the compressed embedding is in a model, and itself."""
+    """The path of the compressed embedding in a model, and the embedding."""
     embedding: Any = model.get_input_embeddings()
     return next(name for name, module in model.named_modules() if module is embedding), embedding

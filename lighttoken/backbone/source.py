@@ -1,4 +1,4 @@
-"""Everything that touches a pretrained model: where it comes from, where its table is, how the table is swapped."""
+"""Where a pretrained model comes from: its table, its tokenizer, the model with the head of a task."""
 
 import importlib.util
 import json
@@ -24,7 +24,8 @@ from transformers import (
 
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.embedding import Tie
-from lighttoken.backbone.swap import find_embedding, swap_embedding
+from lighttoken.backbone.replace import find_embedding
+from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
 
 
@@ -44,11 +45,11 @@ class Backbone:
 
     @property
     def label(self) -> str:
-        """The name for records and tables: the directory's own when `path` is set."""
+        """The name in records and tables: that of the directory when `path` is set."""
         return Path(self.path).resolve().name if self.path else self.name
 
     def source(self) -> str:
-        """What `from_pretrained` is given. Raises LighttokenError if the directory or the package is not there."""
+        """The argument of `from_pretrained`. Raises LighttokenError if the directory or the package is not there."""
         if self.path:
             if not (Path(self.path) / "config.json").is_file():
                 raise LighttokenError(
@@ -67,7 +68,7 @@ class Backbone:
         return self.hub_id
 
     def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
-        """The model's own tokenizer. Raises LighttokenError if it gives ids that the table has no row for.
+        """The model's own tokenizer. Raises LighttokenError if the table has no row for some of its ids.
 
         With `padding`, also if it cannot pad.
         """
@@ -98,21 +99,21 @@ class Backbone:
     def classifier(self, num_labels: int) -> PreTrainedModel:
         """The model in float32 with a sentence-classification head: for one label, that of a regression.
 
-        The head is that of the checkpoint if it has one of this size, else new, drawn from torch's random state.
+        A head of this size in the checkpoint is kept; else the head is new, drawn from torch's random state.
         """
         problem = "regression" if num_labels == 1 else "single_label_classification"
-        told: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
+        settings: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
         if getattr(self._load(AutoConfig), "pad_token_id", 0) is None:
-            # Decoders are often trained without one, and look for it to find the last token of each sentence.
-            told["pad_token_id"] = self.tokenizer().pad_token_id
-        return self._load_weights(AutoModelForSequenceClassification, **told)
+            # Decoders are often trained without one; their classifiers need it to find the last token of a sentence.
+            settings["pad_token_id"] = self.tokenizer().pad_token_id
+        return self._load_weights(AutoModelForSequenceClassification, **settings)
 
     def reader(self) -> PreTrainedModel:
-        """The model in float32 with a head that points at spans, as `classifier` has its head."""
+        """The model in float32 with a head that points at spans, kept or new as that of `classifier`."""
         return self._load_weights(AutoModelForQuestionAnswering)
 
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
-        """Write the model with the compressed table in, heads and precision kept, and its tokenizer.
+        """Write the model with the compressed table, and its tokenizer; heads and precision stay the same.
 
         A sentence-transformers folder stays one. Returns the bytes of the weights before and after.
         """
@@ -143,12 +144,12 @@ class Backbone:
 
     def _load_weights(self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any) -> PreTrainedModel:
         """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
-        with no_load_report():  # it lists the new head too, which is meant to be new
+        with no_load_report():  # it lists new heads too
             model, report = self._load(auto_class, dtype=dtype, output_loading_info=True, **kwargs)
         prefix = "" if model.base_model is model else model.base_model_prefix
         base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
-        absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-        missing = sorted(key for key in absent if key in base and "pooler" not in key)
+        not_loaded = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        missing = sorted(key for key in not_loaded if key in base and "pooler" not in key)
         if missing:
             raise LighttokenError(
                 f"the checkpoint of model={self.label} lacks {len(missing)} weights of {type(model).__name__}, "

@@ -1,45 +1,21 @@
-"""Finding the token embedding of a model, and replacing it by a compressed one."""
+"""Swapping the token embedding of a transformers model for a compressed one."""
 
-from typing import Any, get_args
+from typing import get_args
 
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.checkpoint import attach
-from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, SharedEmbedding, Tie
+from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.replace import replace_embedding
 from lighttoken.errors import LighttokenError
-
-
-def find_embedding(model: nn.Module) -> nn.Embedding:
-    """The token embedding of any transformers model. Raises LighttokenError if it is not a dense one."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    scaled = hasattr(embedding, "embed_scale")  # as BART's and Gemma's
-    if not isinstance(embedding, nn.Embedding) or not (type(embedding) is nn.Embedding or scaled):
-        raise LighttokenError(
-            f"{type(model).__name__} has {type(embedding).__name__} as its token embedding, not nn.Embedding; "
-            "load the original, uncompressed checkpoint"
-        )
-    return embedding
-
-
-def position_count(model: PreTrainedModel) -> int | None:
-    """How many tokens a model takes that adds a learned vector to each place, and None for others."""
-    for name, module in model.named_modules():
-        # As BERT's, GPT-2's and BART's are called.
-        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - max(unused, getattr(module, "offset", 0))
-    return None
 
 
 def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie = "compressed") -> PreTrainedModel:
     """Replace the token embedding of a transformers model by a compressed one, in place; returns the model.
 
-    `tie` says what becomes of an output head that shares the table: `compressed`, and its logits are computed from the
-    compressed table as well, without decoding it; `untie`, and it keeps the original weights, dense and on its own.
+    `tie` is about an output head that shares the table: `compressed` computes its logits from the compressed table as
+    well, without decoding it; `untie` keeps its original weights, dense and separate.
     `save_pretrained` then writes a checkpoint that every Auto class loads once lighttoken is imported. Raises
     LighttokenError if the compressed table has another shape than the model's, or for another `tie`.
     """
@@ -49,59 +25,3 @@ def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie
     own_head = model.get_output_embeddings() is not None and not shared
     attach(model, compressed, "untie" if own_head else tie)
     return model
-
-
-def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> bool:
-    """Put a compressed embedding where the dense one was, on its device and in its precision.
-
-    Returns whether the output head shared the table.
-    """
-    old = find_embedding(model)
-    head: Any = model.get_output_embeddings()
-    if tuple(old.weight.shape) != compressed.shape:
-        raise LighttokenError(
-            f"the compressed table is {compressed.shape[0]} x {compressed.shape[1]} and the model's is "
-            f"{old.weight.shape[0]} x {old.weight.shape[1]}; compress the table of this model"
-        )
-    scale = getattr(old, "embed_scale", 1.0)
-    round_scale = isinstance(scale, Tensor)  # then the number is next to it, as the tensor is empty while one loads
-    number = float(getattr(old, "scalar_embed_scale", 1.0) if round_scale else scale)
-    new = CompressedEmbedding(compressed, padding_idx=old.padding_idx, scale=number, round_scale=round_scale)
-    new = new.to(old.weight.device, old.weight.dtype)
-    sharers: dict[str, Any] = {
-        target.removesuffix(".weight"): model.get_submodule(target.removesuffix(".weight"))
-        for target in _forget_ties(model, old)
-    }
-    model.set_input_embeddings(new)
-    for path, module in sharers.items():
-        if module is not head:
-            model.set_submodule(path, SharedEmbedding(new))
-        elif tie == "compressed":
-            model.set_submodule(path, CompressedHead(new, head.bias))
-        else:
-            head.weight = nn.Parameter(old.weight.detach().clone(), requires_grad=old.weight.requires_grad)
-    return head in sharers.values()
-
-
-def _forget_ties(model: PreTrainedModel, embedding: nn.Embedding) -> list[str]:
-    """Make transformers forget which weights it ties to the table; their names.
-
-    Raises LighttokenError if the table is itself tied to another.
-    """
-    source = next(name for name, module in model.named_modules() if module is embedding) + ".weight"
-    if source in model.all_tied_weights_keys:  # as Marian's encoder, whose own embedding the model calls its input
-        raise LighttokenError(
-            f"{type(model).__name__} ties its input embedding {source} to {model.all_tied_weights_keys[source]}, which "
-            "cannot be swapped yet; models that share it the other way round, as Bart and T5, can"
-        )
-    tied = [target for target, each in model.all_tied_weights_keys.items() if each == source]
-    for prefix, part in model.named_modules():
-        if isinstance(part, PreTrainedModel):
-            for keys in ("_tied_weights_keys", "all_tied_weights_keys"):
-                kept = {
-                    target: each
-                    for target, each in (getattr(part, keys, None) or {}).items()
-                    if f"{prefix}.{each}".lstrip(".") != source
-                }
-                setattr(part, keys, kept)
-    return tied

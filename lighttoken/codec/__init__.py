@@ -2,16 +2,17 @@
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lighttoken.artifact.table import CompressedTable, hash_table
-from lighttoken.codec.inputs import _checked_metric, _checked_table, _checked_weights, _plain_arithmetic
+from lighttoken.codec.inputs import check_importance, check_ratio, check_table, plain_arithmetic
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
+from lighttoken.codec.loss import table_errors
 from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ CODECS = {  # by name, as in conf/codec
     "tensor_train": "lighttoken.codec.baselines.tensor_train.TensorTrain",
     "vocabulary_pruning": "lighttoken.codec.baselines.vocabulary_pruning.VocabularyPruning",
 }
+# Bytes that the summary and the header of the tensors take at most, besides the rest of the JSON, which is measured.
+SUMMARY_BYTES = 1300
 
 
 @dataclass(frozen=True)
@@ -42,92 +45,68 @@ class Uncompressed:
     name: str = "none"
 
 
-class Codec(Protocol):
-    """What a codec has: a name, its settings as plain JSON values, and the method itself."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def prior(self) -> str: ...
-
-    def frequencies(self, tokenizer: Any, rows: int) -> Tensor: ...
-
-    def row_weights(self, frequencies: Tensor) -> Tensor: ...
-
-    def settings(self) -> dict[str, Any]: ...
-
-    def importance_settings(self) -> dict[str, Any]: ...
-
-    def compress(
-        self,
-        table: Tensor,
-        weights: Tensor,
-        metric: Tensor | None,
-        ratio: float,
-        empty: CompressedTable,
-        progress: bool,
-        loggers: "Sequence[Logger]",
-    ) -> CompressedTable: ...
-
-
-@_plain_arithmetic()
+@plain_arithmetic()
 def compress_table(
     table: Tensor,
-    codec: "str | Codec" = "lighttoken",
+    codec: str | Codec = "lighttoken",
     ratio: float = 25.0,
     weights: Tensor | None = None,
-    metric: Tensor | None = None,
-    importance: Mapping[str, Any] | None = None,
+    importance: Importance | None = None,
     seed: int = 0,
     progress: bool = True,
     loggers: "Sequence[Logger]" = (),
 ) -> CompressedTable:
     """Compress a table (V, d) so that V * d * 4 bytes over the bytes of the artifact's files is at least `ratio`.
 
-    `codec` is a name out of `CODECS`, with that codec's default settings, or a codec; `weights` (V,) says how much each
-    row matters (any positive numbers; None: all the same), `metric` (d, d), symmetric, how much each direction of
-    an error e does, e @ metric @ e (None: Euclidean; `lighttoken` alone uses it). `importance` is kept in the artifact
-    and says how the two were made. A table alone tells nothing of either: a codec's own `prior` and `metric` need the
-    backbone, and `python -m lighttoken.compress` or `lighttoken.measure_importance` to be followed. The same arguments
-    on the same machine give the same bytes. The caller's random state is left as it was. Lightning `loggers` receive
-    the codec's curves.
+    `codec` is a name in `CODECS`, for that codec's default settings, or a codec. `weights` (V,) says how much each row
+    matters: positive numbers; None: all rows the same. `importance` holds weights and an error metric: a table alone
+    says nothing of word frequencies or of the model, so `lighttoken.measure_importance` makes it from the backbone, as
+    `python -m lighttoken.compress` does. The same arguments on the same machine give the same bytes. The random state
+    of the caller does not change. Lightning `loggers` receive the codec's curves.
 
     Raises LighttokenError for an unknown codec, a table that is not a finite matrix, a ratio that is not above 1 or
     cannot be met, and weights that do not fit the table.
     """
-    if isinstance(codec, str) and codec in CODECS:
-        codec = _default_codec(codec)
-    if isinstance(codec, str) or not hasattr(codec, "compress"):
-        raise LighttokenError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}")
-    table = _checked_table(table)
-    weights = _checked_weights(weights, len(table))
-    metric = _checked_metric(metric, table.shape[1])
-    if not (isinstance(ratio, Real) and math.isfinite(ratio) and ratio > 1):
-        raise LighttokenError(f"ratio {ratio!r} does not compress: it must be a number above 1, for example ratio=25")
-    told = {"prior": "given" if bool((weights != 1).any()) else "uniform"}
-    told |= {"metric": "euclidean" if metric is None else "given"}
+    # 1. Check the inputs.
+    codec, table, ratio = find_codec(codec), check_table(table), check_ratio(ratio)
+    importance = check_importance(weights, importance, table)
+
+    # 2. Measure the description, which the codec cannot spend; the rest of the bytes is its budget.
     empty = CompressedTable(
         codec=codec.name,
+        form=codec.form,
         shape=(table.shape[0], table.shape[1]),
         tensors={},
         source_sha256=hash_table(table),
-        settings=codec.settings() | {"ratio": float(ratio), "seed": int(seed), "importance": dict(importance or told)},
+        settings=codec.settings() | {"ratio": ratio, "seed": int(seed), "importance": importance.settings},
     )
+    budget = Budget(codec.name, empty.shape, ratio, description_bytes=empty.nbytes + SUMMARY_BYTES)
+
+    # 3. Run the codec.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        compressed = codec.compress(table, weights, metric, float(ratio), empty, progress, loggers)
-    if not math.isfinite(compressed.summary["nmse"]):
-        cure = "choose int8 or float32 for coefficient_precision and matrix_precision"
-        if not hasattr(codec, "matrix_precision"):
-            cure = "scale the table down"
+        tensors, summary = codec.fit(table, importance, budget, Reporter(progress, loggers))
+
+    # 4. Measure the errors and the bytes of the result.
+    compressed = replace(empty, tensors={name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    errors = table_errors(table, compressed.decode(), importance.weights)
+    if not math.isfinite(errors["nmse"]):
+        cure = "scale the table down"
+        if hasattr(codec, "matrix_precision"):
+            cure = "choose int8 or float32 for coefficient_precision and matrix_precision"
         raise LighttokenError(
             f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores them in; {cure}"
         )
-    assert compressed.ratio >= ratio, f"{codec.name} was asked for {ratio}x and wrote {compressed.ratio}x"
+    compressed = replace(compressed, summary=summary | errors)
+    assert compressed.ratio >= ratio, f"{codec.name} had a budget of {ratio}x and wrote {compressed.ratio}x"
     return compressed
 
 
-def _default_codec(name: str) -> Codec:
-    module, _, attribute = CODECS[name].rpartition(".")  # imported only now: some bring in Lightning
-    return getattr(importlib.import_module(module), attribute)()
+def find_codec(codec: Any) -> Codec:
+    """The codec of a name, with its default settings; a codec as it is. Raises LighttokenError for anything else."""
+    if isinstance(codec, str) and codec in CODECS:
+        module, _, attribute = CODECS[codec].rpartition(".")  # imported only now: some load Lightning
+        return getattr(importlib.import_module(module), attribute)()
+    if not isinstance(codec, Codec):
+        raise LighttokenError(f"unknown codec {codec!r}; choose one of {', '.join(CODECS)}")
+    return codec

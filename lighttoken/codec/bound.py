@@ -1,14 +1,15 @@
 """The rate-distortion bound of a Gaussian source."""
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 
-def reverse_water_filling(spectrum: Tensor, bits: float) -> tuple[float, Tensor]:
+def reverse_water_filling(spectrum: Float[Tensor, " d"], bits: float) -> tuple[float, Float64[Tensor, " d"]]:
     """The rate-distortion bound of a Gaussian: least squared error per row at a number of bits per row.
 
-    `spectrum` (d,): variances along independent directions. Returns the error, the sum over directions of
-    min(level, variance), and the bits of each direction (d,) float64, log2(variance / level) / 2 where positive
+    `spectrum`: variances along independent directions. Returns the error, the sum over directions of
+    min(level, variance), and the bits of each direction, log2(variance / level) / 2 where positive
     (Cover and Thomas, Elements of Information Theory, theorem 10.3.3).
     """
     variances, order = spectrum.double().clamp_min(0).sort(descending=True)

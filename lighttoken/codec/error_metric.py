@@ -1,8 +1,11 @@
-"""The error metric: what the backbone makes of an error in its token embeddings."""
+"""The error metric: how much an error in a token's row changes the hidden states of the backbone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -10,7 +13,7 @@ from tqdm.auto import tqdm
 def backbone_metric(
     model: nn.Module,
     embedding: nn.Module,
-    frequencies: Tensor,
+    frequencies: Float64[Tensor, " V"],
     special: tuple[list[int], list[int]],
     sequences: int,
     length: int = 24,
@@ -18,20 +21,20 @@ def backbone_metric(
     damping: float = 0.3,
     seed: int = 0,
     progress: bool = False,
-) -> Tensor:
-    """Metric (d, d) whose form e @ metric @ e is the change of the last hidden states by an error e in a token's row.
+) -> Float64[Tensor, "d d"]:
+    """Error metric G: an error e in a token's row changes the last hidden states by e @ G @ e.
 
-    It is the mean of J.T @ J, J the Jacobian of all last hidden states of a text with regard to the embedding of one of
-    its tokens (a Gauss-Newton metric), estimated with one random projection per text (Hutchinson 1990): g = J.T @ u
-    for normal u has E[g g.T] = J.T @ J. The texts need no data: `sequences` of `length` tokens drawn independently from
-    `frequencies` (V,), between the tokens that enclose every text. The trace is d, then `damping` times the identity
-    is added: an error as large as those at high ratios is also felt where a small one is not.
+    G is the mean of J.T @ J, J the Jacobian of all last hidden states of a text with regard to the embedding of one of
+    its tokens (a Gauss-Newton form), estimated with one random projection per text (Hutchinson 1990): g = J.T @ u
+    for normal u has E[g g.T] = J.T @ J. No data is needed: the texts are `sequences` of `length` tokens drawn
+    independently from `frequencies`, between the `special` tokens that enclose every text. G has the trace d, plus
+    `damping` times the identity: the large errors of high ratios also count where a small one does not.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    drawn = frequencies.clone()
-    drawn[[each for ids in special for each in ids]] = 0
-    metric: Any = 0.0
+    shares = frequencies.clone()
+    shares[[token for ids in special for token in ids]] = 0
+    form: Any = 0.0
     captured: list[Tensor] = []
 
     def capture(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
@@ -39,24 +42,38 @@ def backbone_metric(
         return captured[-1]
 
     hook = embedding.register_forward_hook(capture)
-    training, needed = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
-    model.eval().requires_grad_(False)
     try:
-        for first in tqdm(range(0, sequences, batch_size), desc="metric", unit="batch", disable=not progress):
-            rows = min(batch_size, sequences - first)
-            ids = torch.multinomial(drawn, rows * length, replacement=True, generator=generator).view(rows, length)
-            before, after = (torch.tensor(each, dtype=torch.long).expand(rows, -1) for each in special)
-            captured.clear()
-            with torch.enable_grad():
-                hidden = model(input_ids=torch.cat([before, ids, after], 1).to(device)).last_hidden_state
-                projection = torch.randn(hidden.shape, generator=generator).to(hidden)
-                (gradient,) = torch.autograd.grad((hidden * projection).sum(), captured[0])
-            inner = gradient[:, len(special[0]) : len(special[0]) + length].flatten(0, 1)
-            metric = metric + (inner.T @ inner).double().cpu()
+        with _frozen(model):
+            starts = range(0, sequences, batch_size)
+            for start in tqdm(starts, desc="error metric", unit="batch", disable=not progress):
+                # 1. Draw texts.
+                rows = min(batch_size, sequences - start)
+                ids = torch.multinomial(shares, rows * length, replacement=True, generator=generator).view(rows, length)
+                before, after = (torch.tensor(tokens, dtype=torch.long).expand(rows, -1) for tokens in special)
+                # 2. Project their hidden states at random, and pull the projection back to the embeddings.
+                captured.clear()
+                with torch.enable_grad():
+                    hidden = model(input_ids=torch.cat([before, ids, after], 1).to(device)).last_hidden_state
+                    projection = torch.randn(hidden.shape, generator=generator).to(hidden)
+                    (gradient,) = torch.autograd.grad((hidden * projection).sum(), captured[0])
+                # 3. Add the outer products of the gradients, without those of the special tokens.
+                inner = gradient[:, len(special[0]) : len(special[0]) + length].flatten(0, 1)
+                form = form + (inner.T @ inner).double().cpu()
     finally:
         hook.remove()
+    dim = len(form)
+    return form / form.trace().clamp_min(1e-30) * dim + damping * torch.eye(dim, dtype=torch.float64)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and none of its parameters has a gradient."""
+    training = model.training
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
         model.train(training)
-        for name, each in model.named_parameters():
-            each.requires_grad_(needed[name])
-    dim = len(metric)
-    return metric / metric.trace().clamp_min(1e-30) * dim + damping * torch.eye(dim, dtype=torch.float64)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])

@@ -1,21 +1,22 @@
-"""What a codec is given, checked."""
+"""What `compress_table` is given, checked; and the arithmetic that codecs run in."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import Any
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
+from lighttoken.codec.interface import Importance
 from lighttoken.errors import LighttokenError
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager
-def _plain_arithmetic() -> Iterator[None]:
-    """Float32 on the CPU with gradients, unless told otherwise, whatever the code around has switched on or off."""
+def plain_arithmetic() -> Iterator[None]:
+    """Inside, tensors are float32, on the CPU and with gradients by default, whatever the caller has switched on."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -31,14 +32,15 @@ def _plain_arithmetic() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def _tensor(values: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LighttokenError(f"{name} of type {type(values).__name__} is no tensor; pass a torch.Tensor") from error
+def check_ratio(ratio: Any) -> float:
+    """The ratio as a float. Raises LighttokenError unless it is a number above 1."""
+    if not (isinstance(ratio, Real) and math.isfinite(ratio) and float(ratio) > 1):
+        raise LighttokenError(f"ratio {ratio!r} does not compress: it must be a number above 1, for example ratio=25")
+    return float(ratio)
 
 
-def _checked_table(table: Any) -> Tensor:
+def check_table(table: Any) -> Float32[Tensor, "V d"]:
+    """The table in float32 on the CPU. Raises LighttokenError unless it is a matrix of finite numbers."""
     table = _tensor(table, "a table")
     if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
         raise LighttokenError(
@@ -46,7 +48,7 @@ def _checked_table(table: Any) -> Tensor:
             "pass model.get_input_embeddings().weight"
         )
     table = table.detach().float().cpu()
-    table = table.clone() if table.is_inference() else table  # else nothing that is trained could see it
+    table = table.clone() if table.is_inference() else table  # autograd cannot record inference tensors
     bad_rows = (~table.isfinite()).any(1).nonzero().flatten()
     if len(bad_rows):
         raise LighttokenError(
@@ -56,30 +58,53 @@ def _checked_table(table: Any) -> Tensor:
     return table
 
 
-def _checked_metric(metric: Any, dim: int) -> Tensor | None:
-    if metric is None:
-        return None
-    metric = _tensor(metric, "a metric")
-    if metric.shape != (dim, dim):
-        raise LighttokenError(
-            f"the metric has shape {tuple(metric.shape)}, a table of width {dim} needs ({dim}, {dim})"
-        )
-    metric = metric.double().cpu()
-    if not bool(metric.isfinite().all()):
-        raise LighttokenError("the metric has NaN or infinite values; pass None for the Euclidean distance")
-    if not torch.allclose(metric, metric.T, rtol=1e-4, atol=1e-6 * float(metric.abs().max())):
-        raise LighttokenError("the metric is not symmetric; pass (metric + metric.T) / 2")
-    if not float(torch.linalg.eigvalsh(metric)[-1]) > 0:
-        raise LighttokenError("the metric has no positive eigenvalue; pass None for the Euclidean distance")
-    return metric
+def check_importance(weights: Any, importance: Importance | None, table: Float32[Tensor, "V d"]) -> Importance:
+    """Row weights of mean 1, the error metric in float64, and settings that say where the two are from.
+
+    Raises LighttokenError for weights or an error metric that do not fit the table, and if both arguments have weights.
+    """
+    if importance is not None and weights is not None:
+        raise LighttokenError("weights and importance both say how much rows matter; pass one of the two")
+    if importance is None:
+        importance = Importance(torch.ones(len(table)) if weights is None else weights)
+    checked_weights = _check_weights(importance.weights, len(table))
+    error_metric = _check_error_metric(importance.error_metric, table.shape[1])
+    settings = importance.settings or {
+        "prior": "given" if bool((checked_weights != 1).any()) else "uniform",
+        "error_metric": "euclidean" if error_metric is None else "given",
+    }
+    return Importance(checked_weights, error_metric, dict(settings))
 
 
-def _checked_weights(weights: Any, rows: int) -> Tensor:
-    if weights is None:
-        return torch.ones(rows)
+def _check_weights(weights: Any, rows: int) -> Float32[Tensor, " V"]:
     weights = _tensor(weights, "weights")
     if weights.shape != (rows,):
         raise LighttokenError(f"weights have shape {tuple(weights.shape)} and the table {rows} rows; pass one per row")
     if not bool((weights.isfinite() & (weights > 0)).all()):
         raise LighttokenError(f"weights must be positive numbers, got a minimum of {float(weights.min()):g}")
     return weights.float().cpu() / weights.float().mean().cpu()
+
+
+def _check_error_metric(error_metric: Any, dim: int) -> Tensor | None:
+    if error_metric is None:
+        return None
+    error_metric = _tensor(error_metric, "an error metric")
+    if error_metric.shape != (dim, dim):
+        raise LighttokenError(
+            f"the error metric has shape {tuple(error_metric.shape)}, a table of width {dim} needs ({dim}, {dim})"
+        )
+    error_metric = error_metric.double().cpu()
+    if not bool(error_metric.isfinite().all()):
+        raise LighttokenError("the error metric has NaN or infinite values; pass None for the Euclidean distance")
+    if not torch.allclose(error_metric, error_metric.T, rtol=1e-4, atol=1e-6 * float(error_metric.abs().max())):
+        raise LighttokenError("the error metric is not symmetric; pass (error_metric + error_metric.T) / 2")
+    if not float(torch.linalg.eigvalsh(error_metric)[-1]) > 0:
+        raise LighttokenError("the error metric has no positive eigenvalue; pass None for the Euclidean distance")
+    return error_metric
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LighttokenError(f"{name} of type {type(values).__name__} is no tensor; pass a torch.Tensor") from error

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
@@ -11,18 +12,20 @@ ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 class ReconstructionLoss(NamedTuple):
     """Weighted means over a batch of rows; `total` is the loss, the rest is what it is made of."""
 
-    total: Tensor
-    magnitude: Tensor  # (|x| - |y|)^2
-    angular: Tensor  # 2 |x| |y| (1 - cos t), before it is multiplied by b
-    cosine: Tensor
+    total: Float[Tensor, ""]
+    magnitude: Float[Tensor, ""]  # (|x| - |y|)^2
+    angular: Float[Tensor, ""]  # 2 |x| |y| (1 - cos t), before it is multiplied by b
+    cosine: Float[Tensor, ""]
 
 
-def reconstruction_loss(x: Tensor, y: Tensor, weights: Tensor, angular_weight: float) -> ReconstructionLoss:
-    """L_b(x, y) = (|x| - |y|)^2 + 2 b |x| |y| (1 - cos t), with t the angle between rows x and y, both (n, d).
+def reconstruction_loss(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], weights: Float[Tensor, " n"], angular_weight: float
+) -> ReconstructionLoss:
+    """L_b(x, y) = (|x| - |y|)^2 + 2 b |x| |y| (1 - cos t), with t the angle between rows x and y.
 
     `angular_weight` is b >= 1. At b = 1 the loss equals |x - y|^2; above, it bounds it from above. This is how we read
     the description of the loss in LightToken (Wang et al., KDD 2023); the paper's own formula was not at hand.
-    x and y are whole rows, not residuals: only their angle means something to the model. `weights` (n,) have mean 1.
+    x and y are whole rows, not residuals: only their angle means something to the model. `weights` have mean 1.
     """
     x_norm, y_norm = x.norm(dim=1), y.norm(dim=1)
     norms = x_norm * y_norm
@@ -33,8 +36,10 @@ def reconstruction_loss(x: Tensor, y: Tensor, weights: Tensor, angular_weight: f
     return ReconstructionLoss(magnitude + angular_weight * angular, magnitude, angular, cosine)
 
 
-def weighted_error(table: Tensor, reconstruction: Tensor, weights: Tensor) -> float:
-    """Mean squared error over all entries, rows weighted by weights (V,) of mean 1."""
+def weighted_error(
+    table: Float[Tensor, "V d"], reconstruction: Float[Tensor, "V d"], weights: Float[Tensor, " V"]
+) -> float:
+    """Mean squared error over all entries, rows weighted by weights of mean 1."""
     return float((weights * (table - reconstruction).square().mean(1)).mean())
 
 
@@ -43,11 +48,13 @@ def table_variance(table: Tensor) -> float:
     return max(float(table.var()), torch.finfo(torch.float32).tiny)
 
 
-def table_errors(table: Tensor, rows: Tensor, weights: Tensor) -> dict[str, float]:
-    """The errors that an artifact's summary tells, of the rows (V, d) that it decodes to.
+def table_errors(
+    table: Float[Tensor, "V d"], rows: Float[Tensor, "V d"], weights: Float[Tensor, " V"]
+) -> dict[str, float]:
+    """The errors of decoded rows that an artifact's summary holds.
 
-    Mean squared errors are over the variance of the table's entries. `rarest_nmse` is that of the tenth of the rows
-    that have the smallest weights (V,).
+    nmse is the mean squared error over the variance of the table's entries; `rarest_nmse` is the nmse of the tenth of
+    the rows with the smallest weights.
     """
     variance = table_variance(table)
     chunks = list(zip(table.split(ROWS_PER_CHUNK), rows.split(ROWS_PER_CHUNK), strict=True))

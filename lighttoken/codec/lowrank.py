@@ -1,15 +1,18 @@
 """Stage 1 of the method: the rank-k part of the table."""
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
 
-def weighted_moments(table: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d) of the rows of a table (V, d) under row weights (V,) of mean 1.
+def weighted_moments(
+    table: Float[Tensor, "V d"], weights: Float[Tensor, " V"]
+) -> tuple[Float[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Mean and covariance of the rows of a table under row weights of mean 1.
 
-    The covariance is float64 and on the CPU, where all that is done with it takes no time.
+    The covariance is on the CPU: it is small, and what follows takes no time there.
     """
     mean = weights @ table / len(table)
     covariance = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
@@ -19,10 +22,12 @@ def weighted_moments(table: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return mean, covariance / len(table)
 
 
-def truncated_svd(table: Tensor, rank: int, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def truncated_svd(
+    table: Float[Tensor, "V d"], rank: int, weights: Float[Tensor, " V"]
+) -> tuple[Float[Tensor, "V k"], Float[Tensor, "k d"], Float[Tensor, " d"]]:
     """Best rank-k approximation of the centred table under row weights (Eckart and Young 1936): left @ right + mean.
 
-    Returns left (V, k), right (k, d) with orthonormal rows, and mean (d,), all float32. The right factor comes from
+    Returns left, right with orthonormal rows, and mean. The right factor comes from
     the covariance (d, d), which is far smaller than the table; the left one is the table projected on it.
     """
     mean, covariance = weighted_moments(table, weights)

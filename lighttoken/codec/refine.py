@@ -1,25 +1,31 @@
 """Codes and decoder of a linear binary code, fitted to each other after training."""
 
 import torch
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 ROWS_PER_FIT = 2048  # rows that are widened to float32 at a time
 ROWS_PER_CHUNK = 2048  # rows whose correlations with all decoder rows fit into a cache
 
 
-def refit_decoder(features: Tensor, target: Tensor, weights: Tensor, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Weighted least squares: matrix (m, d) and bias (d,) that bring features @ matrix + bias next to target (V, d).
+def refit_decoder(
+    features: Num[Tensor, "V m"] | Bool[Tensor, "V m"],
+    target: Float[Tensor, "V d"],
+    weights: Float[Tensor, " V"],
+    ridge: float = 1e-6,
+) -> tuple[Float[Tensor, "m d"], Float[Tensor, " d"]]:
+    """Weighted least squares: the matrix and the bias that bring features @ matrix + bias nearest to the target.
 
-    `features` (V, m) are bits, with the left factor of the low-rank part next to them or not, or coefficients. The
+    `features` are bits, perhaps beside the left factor of the low-rank part, or coefficients. The
     normal equations get a `ridge`, a share of their mean diagonal: a unit that fires for every row, or two that always
     agree, leave them singular, and the ridge then picks a small solution.
     """
     size = features.shape[1] + 1
     gram, moment = torch.zeros(size, size).double(), torch.zeros(size, target.shape[1]).double()
-    chunks = (each.split(ROWS_PER_FIT) for each in (features, target, weights))
-    for part, rows, importance in zip(*chunks, strict=True):
+    chunks = (tensor.split(ROWS_PER_FIT) for tensor in (features, target, weights))
+    for part, rows, part_weights in zip(*chunks, strict=True):
         design = torch.cat([part.to(target.dtype), target.new_ones(len(part), 1)], dim=1)
-        weighted = (design * importance.unsqueeze(1)).T
+        weighted = (design * part_weights.unsqueeze(1)).T
         gram += (weighted @ design).cpu()
         moment += (weighted @ rows).cpu()
     gram.diagonal().add_(ridge * gram.diagonal().mean())
@@ -27,20 +33,23 @@ def refit_decoder(features: Tensor, target: Tensor, weights: Tensor, ridge: floa
     return solution[:-1], solution[-1]
 
 
-def flip_bits(bits: Tensor, residual: Tensor, decoder: Tensor, sweeps: int = 1) -> Tensor:
-    """Coordinate descent on the bits (V, m): flip each, in turn, where that brings a row nearer to its target.
+def flip_bits(
+    bits: Bool[Tensor, "V m"], residual: Float[Tensor, "V d"], decoder: Float[Tensor, "m d"], sweeps: int = 1
+) -> Bool[Tensor, "V m"]:
+    """Coordinate descent on the bits: flip one after another where that brings a row nearer to its target.
 
-    `residual` (V, d) is target - bits @ decoder, decoder (m, d). A flip by s = +-1 changes a row's squared error by
+    `residual` is target - bits @ decoder. A flip by s = +-1 changes a row's squared error by
     |d_j|^2 - 2 s (residual . d_j), so that it is enough to keep the correlations (V, m) up to date. No row's error
-    rises. Returns the new bits.
+    rises.
     """
     gram = decoder @ decoder.T
     flipped = []
-    for old, rest in zip(bits.split(ROWS_PER_CHUNK), residual.split(ROWS_PER_CHUNK), strict=True):
-        sign = 1.0 - 2.0 * old.to(rest.dtype).T  # (m, n): what a flip adds
+    for part, rest in zip(bits.split(ROWS_PER_CHUNK), residual.split(ROWS_PER_CHUNK), strict=True):
+        sign = 1.0 - 2.0 * part.to(rest.dtype).T  # (m, n): what a flip adds
         correlation = decoder @ rest.T
         for _ in range(sweeps):
             for j in range(len(decoder)):
+                # Flip bit j of the rows that gain, then correct the correlations and the sign of the next flip.
                 step = torch.where(2 * sign[j] * correlation[j] > gram[j, j] * (1 + 1e-6), sign[j], 0.0)
                 correlation -= torch.outer(gram[j], step)
                 sign[j] -= 2 * step
@@ -49,12 +58,17 @@ def flip_bits(bits: Tensor, residual: Tensor, decoder: Tensor, sweeps: int = 1) 
 
 
 def refine_codes(
-    bits: Tensor, left: Tensor, table: Tensor, weights: Tensor, rounds: int, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[float]]:
+    bits: Bool[Tensor, "V m"],
+    left: Float[Tensor, "V k"],
+    table: Float[Tensor, "V d"],
+    weights: Float[Tensor, " V"],
+    rounds: int,
+    tolerance: float,
+) -> tuple[Bool[Tensor, "V m"], Float[Tensor, "k d"], Float[Tensor, "m d"], Float[Tensor, " d"], list[float]]:
     """Alternate `flip_bits` and a weighted least-squares refit until a round gains less than a share `tolerance`.
 
-    Of bits (V, m), left factor (V, k) and table (V, d) under weights (V,). Returns bits, right factor (k, d), decoder
-    (m, d), bias (d,), and the weighted squared error before and after each round, which never rises.
+    Returns bits, right factor, decoder, bias, and the weighted squared error before and after each round, which never
+    rises.
     """
     rank = left.shape[1]
 
@@ -68,7 +82,7 @@ def refine_codes(
     for _ in range(rounds):
         new_bits = flip_bits(bits, residual, matrix[rank:])
         new_matrix, new_bias, new_residual, error = fit(new_bits)
-        if error > errors[-1]:  # least squares with a ridge, in float32: at the end, rounding has the last word
+        if error > errors[-1]:  # least squares have a ridge and float32 rounds: the last rounds may lose
             break
         bits, matrix, bias, residual = new_bits, new_matrix, new_bias, new_residual
         errors.append(error)

@@ -18,7 +18,6 @@ class Train:
 
     model: Any = MISSING
     codec: Any = MISSING
-    schedule: Any = MISSING
     task: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING
@@ -45,7 +44,6 @@ class Compress:
 
     model: Any = MISSING
     codec: Any = MISSING
-    schedule: Any = MISSING
     ratio: float = MISSING
     quality: float | None = None
     measure: str = MISSING

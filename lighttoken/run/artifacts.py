@@ -1,74 +1,124 @@
-"""The artifacts that runs share: made once from the same inputs."""
+"""The artifacts that runs share: made once from the same inputs and the same code."""
 
+import ast
 import hashlib
+import importlib.util
 import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from lighttoken.artifact.files import make_directory
 from lighttoken.artifact.table import CompressedTable, hash_table, load_table
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, compress_table
 from lighttoken.errors import LighttokenError
-from lighttoken.run.compression import log
 from lighttoken.run.importance import measure_importance
 
-# The code that decides an artifact's bytes.
-CODE = ("codec/**/*.py", "artifact/*.py")
+log = logging.getLogger(__name__)
+
+# Modules whose code decides the bytes of every artifact; the codec's own module comes on top.
+MAKERS = ("lighttoken.codec", "lighttoken.run.importance")
 
 
-def make_artifact(
-    table: torch.Tensor,
-    backbone: Backbone,
-    codec: Codec,
-    ratio: float,
-    seed: int,
-    output_dir: str,
-    progress: bool,
-    loggers: list[Logger],
-) -> tuple[CompressedTable, Path, bool]:
-    """The compressed table for these inputs and its artifact: read if it was made before, else made and saved.
+@dataclass(frozen=True)
+class Artifact:
+    """A compressed table, its folder, and whether it was there before."""
 
-    The last of the three returned is whether it was there before.
+    compressed: CompressedTable
+    directory: Path
+    reused: bool
+
+
+@dataclass(frozen=True)
+class ArtifactCache:
+    """The artifacts under `output_dir`, and how missing ones are made."""
+
+    output_dir: Path
+    progress: bool = False
+    loggers: Sequence[Logger] = ()
+
+    def get(self, table: Tensor, backbone: Backbone, codec: Codec, ratio: float, seed: int) -> Artifact:
+        """The artifact of a table (V, d): read if it was made before from the same inputs, else made and saved."""
+        directory = self._directory(table, backbone, codec, ratio, seed)
+        locks = self.output_dir / "locks"
+        make_directory(locks)
+        # Of jobs that need it at once, one makes it; the lock is freed if that one dies.
+        with FileLock(locks / f"{directory.name}.lock"):
+            if directory.is_dir():
+                try:
+                    compressed = load_table(directory)
+                    log.info("reusing the artifact %s", directory)
+                    return Artifact(compressed, directory, reused=True)
+                except LighttokenError as error:
+                    log.warning("making the artifact again: %s", error)
+            importance = measure_importance(backbone, codec, len(table), seed, self.progress)
+            compressed = compress_table(
+                table, codec, ratio, importance=importance, seed=seed, progress=self.progress, loggers=self.loggers
+            )
+            compressed.save(directory)
+            return Artifact(compressed, directory, reused=False)
+
+    def _directory(self, table: Tensor, backbone: Backbone, codec: Codec, ratio: float, seed: int) -> Path:
+        inputs = [
+            code_hash(type(codec).__module__),
+            hash_table(table),
+            codec.name,
+            codec.settings(),
+            codec.importance_settings(),
+            backbone.source(),  # the importance comes from the tokenizer and the model, not from the table alone
+            float(ratio),
+            seed,
+            str(torch.__version__),
+        ]
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        return self.output_dir / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
+
+
+def code_hash(codec_module: str) -> str:
+    """SHA-256, in hex, of the code that makes a codec's artifacts: after an edit, artifacts of before are not reused.
+
+    It covers the modules that the codec, `compress_table` and `measure_importance` import from this package and from
+    that of the codec, directly or not. Other codecs do not matter.
     """
-    inputs = [
-        code_hash(),
-        hash_table(table),
-        codec.name,
-        codec.settings(),
-        codec.importance_settings(),
-        backbone.source(),  # weights and metric come from the tokenizer and the model, not from the table alone
-        float(ratio),
-        seed,
-        str(torch.__version__),
-    ]
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    directory = Path(output_dir) / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
-    locks = Path(output_dir) / "locks"
-    make_directory(locks)
-    # Of jobs that need it at once, one makes it; the lock is freed if that one dies.
-    with FileLock(locks / f"{directory.name}.lock"):
-        if directory.is_dir():
-            try:
-                compressed = load_table(directory)
-                log.info("reusing the artifact %s", directory)
-                return compressed, directory, True
-            except LighttokenError as error:
-                log.warning("making the artifact again: %s", error)
-        weights, metric = measure_importance(backbone, codec, len(table), seed, progress)
-        told = codec.importance_settings()
-        compressed = compress_table(
-            table, codec, ratio, weights, metric, told, seed=seed, progress=progress, loggers=loggers
-        )
-        compressed.save(directory)
-        return compressed, directory, False
+    files = reached_files([codec_module, *MAKERS])
+    return hashlib.sha256(b"".join(file.read_bytes() for _, file in sorted(files.items()))).hexdigest()
 
 
-def code_hash() -> str:
-    """SHA-256, in hex, of the code that makes artifacts: what a codec has made before it was edited is not reused."""
-    package = Path(__file__).parents[1]
-    files = sorted(file for pattern in CODE for file in package.glob(pattern))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def reached_files(modules: Sequence[str]) -> dict[str, Path]:
+    """The source files, by module, of modules and of all that they import from their own packages."""
+    packages = {name.partition(".")[0] for name in modules}
+    files: dict[str, Path] = {}
+    rest = list(modules)
+    while rest:
+        name = rest.pop()
+        file = _source(name) if name.partition(".")[0] in packages and name not in files else None
+        if file:
+            files[name] = file
+            rest += _imports(file)
+    return files
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module; None if there is no such module, as for an imported name that is no module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Modules, and names that may be modules, which the code of a file imports anywhere."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

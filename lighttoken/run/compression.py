@@ -1,4 +1,4 @@
-"""Compressing the table of a backbone: the command, the artifacts that runs share, what rows and errors weigh."""
+"""The compress command: the table of a backbone as an artifact, or as a checkpoint of the whole model."""
 
 import logging
 from pathlib import Path
@@ -38,14 +38,8 @@ def compress(config: DictConfig) -> CompressedTable:
             raise LighttokenError(f"output={output} holds {held} already; choose another folder or add overwrite=true")
     make_directory(output)
     table = backbone.table()
-    weights, metric = measure_importance(backbone, codec, len(table), config.seed, config.progress)
-    settings: dict[str, Any] = {
-        "weights": weights,
-        "metric": metric,
-        "importance": codec.importance_settings(),
-        "seed": config.seed,
-        "progress": config.progress,
-    }
+    importance = measure_importance(backbone, codec, len(table), config.seed, config.progress)
+    settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}
     if config.quality is None:
         asked, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
     else:

@@ -1,35 +1,45 @@
-"""What rows and errors weigh, as a codec and a backbone say."""
+"""The importance of a table's errors: row weights and error metric, as a codec's settings ask for them."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
-from lighttoken.backbone.source import Backbone
-from lighttoken.backbone.swap import find_embedding
-from lighttoken.codec import Codec
 from lighttoken.codec.error_metric import backbone_metric
-from lighttoken.codec.lighttoken.method import LightToken, resolve_device
-from lighttoken.codec.prior import special_tokens
+from lighttoken.codec.interface import Codec, Importance, MetricCodec, WeightedCodec, resolve_device
+from lighttoken.codec.prior import Uniform, special_tokens
+
+if TYPE_CHECKING:
+    from lighttoken.backbone.source import Backbone
 
 
 def measure_importance(
-    backbone: Backbone, codec: Codec, rows: int, seed: int = 0, progress: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Row weights (V,) and error metric (d, d), or None, as the codec's `prior` and `metric` ask for them."""
-    asks_backbone = isinstance(codec, LightToken) and codec.metric == "backbone"
-    tokenizer = backbone.tokenizer(padding=False) if asks_backbone or codec.prior in ("wordfreq", "corpus") else None
-    frequencies = codec.frequencies(tokenizer, rows)
-    metric = None
-    if asks_backbone:
-        assert isinstance(codec, LightToken)
+    backbone: "Backbone", codec: Codec, rows: int, seed: int = 0, progress: bool = False
+) -> Importance:
+    """Row weights and error metric for the table of a backbone with so many rows.
+
+    The weights come from the codec's prior, through the backbone's tokenizer; the error metric from its hidden states
+    on random text. No data is needed. Raises LighttokenError if the tokenizer does not fit the table.
+    """
+    # 1. Row weights from token frequencies.
+    prior = codec.prior if isinstance(codec, WeightedCodec) else Uniform()
+    measures_metric = isinstance(codec, MetricCodec) and codec.error_metric == "backbone"
+    tokenizer = backbone.tokenizer(padding=False) if prior.reads_tokenizer or measures_metric else None
+    frequencies = prior.frequencies(tokenizer, rows)
+    weights = prior.row_weights(frequencies)
+
+    # 2. The error metric from the backbone.
+    error_metric = None
+    if isinstance(codec, MetricCodec) and codec.error_metric == "backbone":
         encoder = backbone.encoder()
         torch.nn.Module.to(encoder, resolve_device(codec.device))
-        metric = backbone_metric(
+        error_metric = backbone_metric(
             encoder,
-            find_embedding(encoder),
+            encoder.get_input_embeddings(),
             frequencies,
             special_tokens(tokenizer),
-            sequences=codec.metric_sequences,
-            damping=codec.metric_damping,
+            sequences=codec.error_metric_sequences,
+            damping=codec.error_metric_damping,
             seed=seed,
             progress=progress,
         )
-    return codec.row_weights(frequencies), metric
+    return Importance(weights, error_metric, codec.importance_settings())

@@ -9,7 +9,7 @@ from torch import Tensor
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.codec.bound import reverse_water_filling
 from lighttoken.codec.loss import ROWS_PER_CHUNK, table_variance
-from lighttoken.codec.prior import Prior
+from lighttoken.codec.prior import WordFrequency
 from lighttoken.errors import LighttokenError
 
 SINGULAR_VALUES = 128  # kept at most, evenly spread over the logarithm of their index
@@ -80,7 +80,7 @@ def common_frequencies(tokenizer: Any, rows: int) -> Tensor | None:
 @lru_cache(maxsize=4)
 def _common_frequencies(backend: str, rows: int) -> Tensor | None:
     try:
-        return Prior("wordfreq").frequencies(_Backend(backend), rows)
+        return WordFrequency().frequencies(_Backend(backend), rows)
     except LighttokenError:
         return None
 

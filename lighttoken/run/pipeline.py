@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from lighttoken.artifact.files import make_directory
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.precision import model_bytes, reduce_precision
+from lighttoken.backbone.replace import find_embedding, position_count
 from lighttoken.backbone.source import Backbone
-from lighttoken.backbone.swap import find_embedding, position_count, swap_embedding
+from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, Uncompressed
 from lighttoken.errors import LighttokenError
-from lighttoken.run.artifacts import make_artifact
+from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
 from lighttoken.run.records import MODEL_FOLDER, Record, find_reference, make_paths_absolute
@@ -154,12 +155,12 @@ def put_in(
     loggers: list[Logger],
 ) -> CompressedTable:
     """The compressed table, made or read, in the place of the dense one."""
-    compressed, directory, record.artifact_reused = make_artifact(
-        table, backbone, codec, config.ratio, config.seed, config.output_dir, config.progress, loggers
-    )
-    record.artifact, record.artifact_bytes = str(directory), compressed.nbytes
-    swap_embedding(model, compressed)
-    return compressed
+    cache = ArtifactCache(Path(config.output_dir), config.progress, loggers)
+    artifact = cache.get(table, backbone, codec, config.ratio, config.seed)
+    record.artifact, record.artifact_reused = str(artifact.directory), artifact.reused
+    record.artifact_bytes = artifact.compressed.nbytes
+    swap_embedding(model, artifact.compressed)
+    return artifact.compressed
 
 
 def fine_tune(

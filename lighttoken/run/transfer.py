@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.source import no_load_report
-from lighttoken.backbone.swap import find_embedding
 from lighttoken.errors import LighttokenError
 from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE
 

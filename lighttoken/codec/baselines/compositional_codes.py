@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gumbel_softmax, one_hot, softplus
-from tqdm.auto import tqdm
 
+from lighttoken.artifact.forms import Codebooks
 from lighttoken.artifact.packing import pack_words, word_bits
-from lighttoken.codec.baselines import Baseline, Budget, mean_row
+from lighttoken.codec.baselines import mean_row
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.refine import refit_decoder
 from lighttoken.errors import LighttokenError
 
@@ -36,13 +38,13 @@ class CodeLearner(nn.Module):
 
 
 @dataclass(frozen=True)
-class CompositionalCodes(Baseline):
+class CompositionalCodes(Codec):
     """Compressing word embeddings via deep compositional code learning (Shu and Nakayama 2018).
 
     The same: encoder, Gumbel-softmax at temperature 1, squared error, Adam, batches of 128. Differs: `steps` are
     20,000 and the learning rate falls linearly from 1e-3, where the paper has 200,000 at 1e-4; rows are centred and
-    brought to unit variance for the network; the codebooks that are stored, in float16, are the best for the codes
-    chosen, by least squares; `size`, the entries of a codebook, is 16, and the number of codebooks
+    brought to unit variance for the network; the stored codebooks, in float16, are the least-squares
+    ones for the chosen codes; `size`, the entries of a codebook, is 16, and the number of codebooks
     follows from the ratio, up to `max_words`.
     """
 
@@ -52,28 +54,28 @@ class CompositionalCodes(Baseline):
     steps: int = 20_000
     batch_size: int = 128
     learning_rate: float = 1e-3
+    form = Codebooks()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.size not in (2, 4, 8, 16, 32, 64, 128, 256):
             raise LighttokenError(f"size is {self.size}; a codebook has a power of two of entries from 2 to 256")
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The codebooks, and the entry of the largest logit of each, of the largest number of words that fits."""
+        """Codebooks of the largest number of words that fits; a word chooses the entry of the largest logit."""
         (vocab_size, dim), bits = table.shape, word_bits(self.size)
         count = budget.largest(
             (m, vocab_size * -(-m * bits // 8) + 2 * m * self.size * dim + 2 * dim)
             for m in range(1, self.max_words + 1)
         )
-        mean = mean_row(table, torch.ones(vocab_size)).float()
+        mean = mean_row(table).float()
         scale = (table - mean).std().clamp_min(torch.finfo(torch.float32).tiny)
         rows = (table - mean) / scale
         learner = CodeLearner(dim, count, self.size)
         optimizer = torch.optim.Adam(learner.parameters(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, self.steps)
-        for _ in tqdm(range(self.steps), self.name, unit="step", disable=not progress):
+        for _ in reporter.bar(range(self.steps), description=self.name, unit="step"):
             batch = rows[torch.randint(vocab_size, (self.batch_size,))]
             loss = (learner(batch) - batch).square().mean()
             optimizer.zero_grad()

@@ -4,24 +4,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import pack_bits
-from lighttoken.codec.baselines import Baseline, Budget, mean_row
+from lighttoken.codec.baselines import mean_row
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.refine import refit_decoder
 
 ROWS_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class NearLosslessBinary(Baseline):
+class NearLosslessBinary(Codec):
     """Near-lossless binarization of word embeddings (Tissier et al. 2019).
 
     The same: bits = (W x > 0), rows = W^T bits + c, with W learned through the decoder alone, squared error plus
     `regularization` times a term that holds W^T W to the identity, batches of 75, SGD with momentum 0.95. Differs:
     no tanh around the rows, whose range it would cut to -1 to 1; rows are centred and brought to unit variance while W
-    is learned, with gradients clipped; the decoder that is stored, in float16, is the least-squares one for the bits.
+    is learned, with gradients clipped; the stored decoder, in float16, is the least-squares one for the bits.
     """
 
     name: str = "near_lossless_binary"
@@ -30,20 +32,21 @@ class NearLosslessBinary(Baseline):
     momentum: float = 0.95
     batch_size: int = 75
     epochs: int = 10
+    form = Bits()
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The bits, and the decoder, of the longest code that fits."""
         vocab_size, dim = table.shape
-        m = budget.largest((each, vocab_size * each // 8 + 2 * each * dim + 4 * dim) for each in range(8, 8 * dim, 8))
-        mean = mean_row(table, torch.ones(vocab_size)).float()
+        m = budget.largest((bits, vocab_size * bits // 8 + 2 * bits * dim + 4 * dim) for bits in range(8, 8 * dim, 8))
+        mean = mean_row(table).float()
         scale = (table - mean).std().clamp_min(torch.finfo(torch.float32).tiny)
         rows = (table - mean) / scale
         matrix = (torch.randn(m, dim) / m**0.5).requires_grad_()
         bias = torch.zeros(dim, requires_grad=True)
         optimizer = torch.optim.SGD([matrix, bias], lr=self.learning_rate, momentum=self.momentum)
-        for _ in tqdm(range(self.epochs), self.name, unit="epoch", disable=not progress):
+        for _ in reporter.bar(range(self.epochs), description=self.name, unit="epoch"):
             for ids in torch.randperm(vocab_size).split(self.batch_size):
                 bits = (rows[ids] @ matrix.detach().T > 0).float()
                 error = (bits @ matrix + bias - rows[ids]).square().sum(1).mean()

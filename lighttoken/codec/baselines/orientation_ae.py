@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from lighttoken.codec.baselines import Baseline, Budget
+from lighttoken.artifact.forms import Bits
 from lighttoken.codec.baselines.svd import factor_tensors
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 
 
 @dataclass(frozen=True)
-class OrientationAE(Baseline):
+class OrientationAE(Codec):
     """Direction is what you need: improving word embedding compression in large language models (Balazy et al. 2021).
 
     The same: linear encoder and decoder, the loss (a share of cosine distance, the rest mean absolute error), Adam at
@@ -27,30 +28,31 @@ class OrientationAE(Baseline):
     learning_rate: float = 1e-3
     batch_size: int = 32
     epochs: int = 20
+    form = Bits()
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The latents, for left factor, and the decoder, for right one, of the largest latent size that fits."""
+        """The latents as left factor and the decoder as right factor, of the largest latent size that fits."""
         vocab_size, dim = table.shape
         rank = budget.largest((k, 2 * k * (vocab_size + dim) + 4 * dim) for k in range(1, dim + 1))
         encoder, decoder = nn.Linear(dim, rank), nn.Linear(rank, dim)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.5)
-        for _ in tqdm(range(self.epochs), self.name, unit="epoch", disable=not progress):
+        for _ in reporter.bar(range(self.epochs), description=self.name, unit="epoch"):
             for ids in torch.randperm(vocab_size).split(self.batch_size):
                 rows = table[ids]
-                made = decoder(encoder(rows))
-                direction = 1 - torch.cosine_similarity(made, rows).mean()
-                loss = self.cosine_share * direction + (1 - self.cosine_share) * (made - rows).abs().mean()
+                output = decoder(encoder(rows))
+                direction = 1 - torch.cosine_similarity(output, rows).mean()
+                loss = self.cosine_share * direction + (1 - self.cosine_share) * (output - rows).abs().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             schedule.step()
         with torch.no_grad():
             latents = encoder(table)
-            made = decoder(latents)
-            scale = (made * table).sum() / made.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+            output = decoder(latents)
+            scale = (output * table).sum() / output.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
             right, bias = scale * decoder.weight.T, scale * decoder.bias
         tensors = factor_tensors(latents, right, bias, "float16", "float16")
         return tensors, {"rank": rank}

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from lighttoken.artifact.forms import Levels
 from lighttoken.artifact.packing import pack_words
-from lighttoken.codec.baselines import Baseline, Budget, mean_row
+from lighttoken.codec.baselines import mean_row
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.errors import LighttokenError
 
 BITS = (1, 2, 4, 8)
@@ -15,7 +18,7 @@ ROWS_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Scalar(Baseline):
+class Scalar(Codec):
     """Symmetric uniform quantization of rows, as in Q8BERT (Zafrir et al. 2019) and, at 1 bit, BinaryBERT (Bai et al.
     2021).
 
@@ -24,13 +27,14 @@ class Scalar(Baseline):
     """
 
     name: str = "scalar"
+    form = Levels()
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The most bits that fit."""
-        bits = budget.largest((each, row_bytes(len(table), table.shape[1], each)) for each in BITS)
-        bias = mean_row(table, torch.ones(len(table)))
+        bits = budget.largest((bits, row_bytes(len(table), table.shape[1], bits)) for bits in BITS)
+        bias = mean_row(table)
         return quantize_rows(table - bias.float(), bits) | {"bias": bias}, {"bits": bits}
 
 
@@ -48,7 +52,7 @@ def quantize_rows(rows: Tensor, bits: int) -> dict[str, Tensor]:
         raise LighttokenError(f"bits is {bits}; a number takes {', '.join(map(str, BITS))}")
     top = 2**bits - 1
     parts = [_quantize(part, top) for part in rows.split(ROWS_PER_CHUNK)]
-    words, scales = (torch.cat(each) for each in zip(*parts, strict=True))
+    words, scales = map(torch.cat, zip(*parts, strict=True))
     return {"codes": pack_words(words, bits), "levels": torch.linspace(-1, 1, top + 1), "row_scale": scales}
 
 

@@ -4,16 +4,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import Precision, quantize, stored_bytes
-from lighttoken.codec.baselines import Baseline, Budget
+from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
 from lighttoken.codec.lowrank import truncated_svd
 from lighttoken.errors import LighttokenError
 
 
 @dataclass(frozen=True)
-class SVD(Baseline):
+class SVD(WeightedCodec):
     """The best rank-k approximation of the centred table (Eckart and Young 1936), as Chen et al. 2018 (GroupReduce) and
     Lan et al. 2020 (ALBERT) use it for embeddings.
 
@@ -25,9 +27,10 @@ class SVD(Baseline):
     rank: int | None = None
     coefficient_precision: Precision = "float16"
     matrix_precision: Precision = "float16"
+    form = Bits()
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The factors of the largest rank that fits."""
         vocab_size, dim = table.shape
@@ -35,7 +38,7 @@ class SVD(Baseline):
             raise LighttokenError(f"rank is {self.rank}; a table of width {dim} has ranks from 1 to {dim}")
         ranks = range(1, dim + 1) if self.rank is None else [self.rank]
         rank = budget.largest((k, self._nbytes(vocab_size, dim, k)) for k in ranks)
-        left, right, mean = truncated_svd(table, rank, weights)
+        left, right, mean = truncated_svd(table, rank, importance.weights)
         return factor_tensors(left, right, mean, self.coefficient_precision, self.matrix_precision), {"rank": rank}
 
     def _nbytes(self, vocab_size: int, dim: int, rank: int) -> int:
@@ -46,7 +49,7 @@ class SVD(Baseline):
 def factor_tensors(
     left: Tensor, right: Tensor, bias: Tensor, left_precision: Precision, right_precision: Precision
 ) -> dict[str, Tensor]:
-    """What an artifact without hash codes stores of factors (V, k) and (k, d) and a bias (d,)."""
+    """Tensors of the form `Bits` without bits, for factors (V, k) and (k, d) and a bias (d,)."""
     tensors: dict[str, Tensor | None] = {
         "codes": torch.zeros(len(left), 0, dtype=torch.uint8),
         "decoder": torch.zeros(0, right.shape[1]),

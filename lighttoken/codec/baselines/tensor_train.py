@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from lighttoken.codec.baselines import Baseline, Budget, mean_row, need
+from lighttoken.artifact.forms import Cores
+from lighttoken.codec.baselines import mean_row, need
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 
 CORES = 3
 
 
 @dataclass(frozen=True)
-class TensorTrain(Baseline):
+class TensorTrain(Codec):
     """Tensorized embedding layers (Hrinchuk et al. 2020; Khrulkov et al. 2019), by tensorly.
 
     The same: three cores, ids and columns both folded to three axes of about the same length, equal ranks. Differs:
@@ -23,13 +26,13 @@ class TensorTrain(Baseline):
     """
 
     name: str = "tensor_train"
+    form = Cores()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         need("tensorly")
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The cores of the largest ranks that fit."""
         from tensorly.decomposition import tensor_train_matrix
@@ -40,14 +43,14 @@ class TensorTrain(Baseline):
         sizes = [ids[i] * columns[i] for i in range(CORES)]
 
         def ranks(rank: int) -> list[int]:
-            return [1, *(min(rank, each) for each in highest), 1]
+            return [1, *(min(rank, most) for most in highest), 1]
 
         def nbytes(rank: int) -> int:
             r = ranks(rank)
             return 2 * sum(r[i] * sizes[i] * r[i + 1] for i in range(CORES)) + 2 * dim
 
-        rank = budget.largest((each, nbytes(each)) for each in range(1, max(highest) + 1))
-        bias = mean_row(table, torch.ones(vocab_size))
+        rank = budget.largest((r, nbytes(r)) for r in range(1, max(highest) + 1))
+        bias = mean_row(table)
         padded = np.zeros((math.prod(ids), dim), dtype=np.float32)
         padded[:vocab_size] = (table - bias.float()).numpy()
         train = tensor_train_matrix(padded.reshape(*ids, *columns), ranks(rank))
@@ -67,6 +70,6 @@ def _axes(length: int) -> list[int]:
 
 def _factors(length: int) -> list[int]:
     """Three factors of a length, as equal as there are, in rising order."""
-    divisors = [each for each in range(1, length + 1) if length % each == 0]
+    divisors = [divisor for divisor in range(1, length + 1) if length % divisor == 0]
     triples = [(a, b, length // (a * b)) for a in divisors for b in divisors if length % (a * b) == 0]
     return sorted(min(triples, key=lambda triple: (max(triple) / min(triple), triple)))

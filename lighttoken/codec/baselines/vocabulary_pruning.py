@@ -1,19 +1,21 @@
 """Vocabulary pruning: frequent tokens keep their rows, all others share one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from lighttoken.artifact.forms import Levels
 from lighttoken.artifact.packing import pack_bits
-from lighttoken.codec.baselines import Baseline, Budget
 from lighttoken.codec.baselines.scalar import quantize_rows, row_bytes
-from lighttoken.codec.prior import PriorName
+from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
+from lighttoken.codec.prior import Prior, WordFrequency
 
 
 @dataclass(frozen=True)
-class VocabularyPruning(Baseline):
+class VocabularyPruning(WeightedCodec):
     """Rows of rare tokens dropped, as Abdaoui et al. 2020 do with those of other languages.
 
     The same: the rows kept are those of the most frequent tokens. Differs: frequency comes from the prior and not from
@@ -22,19 +24,22 @@ class VocabularyPruning(Baseline):
     """
 
     name: str = "vocabulary_pruning"
-    prior: PriorName = "wordfreq"
+    prior: Prior = field(default_factory=WordFrequency)
     bits: int = 8
+    form = Levels()
 
     def fit(
-        self, table: Tensor, weights: Tensor, budget: Budget, progress: bool
+        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As many rows as fit."""
         vocab_size, dim = table.shape
         marks = -(-vocab_size // 8)
-        rows = budget.largest((each, row_bytes(each + 1, dim, self.bits) + marks) for each in range(1, vocab_size - 1))
+        rows = budget.largest(
+            (count, row_bytes(count + 1, dim, self.bits) + marks) for count in range(1, vocab_size - 1)
+        )
         kept = torch.zeros(vocab_size, dtype=torch.bool)
-        kept[weights.argsort(descending=True, stable=True)[:rows]] = True
+        kept[importance.weights.argsort(descending=True, stable=True)[:rows]] = True
         bias = table[~kept].mean(0).half()
-        own = torch.cat([torch.zeros(1, dim), table[kept] - bias.float()])
-        tensors = quantize_rows(own, self.bits) | {"kept": pack_bits(kept.unsqueeze(0)).flatten(), "bias": bias}
+        rows_kept = torch.cat([torch.zeros(1, dim), table[kept] - bias.float()])  # the first row is shared
+        tensors = quantize_rows(rows_kept, self.bits) | {"kept": pack_bits(kept.unsqueeze(0)).flatten(), "bias": bias}
         return tensors, {"rows": rows}

@@ -98,10 +98,10 @@ class RowBatches:
     """Endless batches (rows, reconstruction, weights): slices of a permutation, new each pass, of tensors in memory."""
 
     def __init__(self, table: Tensor, reconstruction: Tensor, weights: Tensor, batch_size: int):
-        self.tensors, self.batch_size = (table, reconstruction, weights), batch_size
+        self.table, self.reconstruction, self.weights, self.batch_size = table, reconstruction, weights, batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        table, reconstruction, weights = self.tensors
         while True:
-            for ids in torch.randperm(len(table), device="cpu").to(table.device).split(self.batch_size):
-                yield table[ids], reconstruction[ids], weights[ids]
+            order = torch.randperm(len(self.table), device="cpu").to(self.table.device)
+            for ids in order.split(self.batch_size):
+                yield self.table[ids], self.reconstruction[ids], self.weights[ids]

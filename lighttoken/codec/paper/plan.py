@@ -1,15 +1,18 @@
-"""The planner: turns a target ratio into a rank, stages and bits per stage whose files fit the bytes."""
+"""The planner: turns a target ratio into a rank, stages and bits per stage whose tensors fit the bytes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from lighttoken.codec.bound import reverse_water_filling
+from lighttoken.codec.interface import Budget
 from lighttoken.errors import LighttokenError
 
-# What a bit of a linear +-1 code is worth: on white Gaussian rows it reaches, at 1 bit per dimension, the distortion
-# that the rate-distortion bound allows at 0.725 bit (mean squared error 0.366 = 2 ** (-2 * 0.725)).
+# The worth of a bit of a linear +-1 code: on white Gaussian rows, 1 bit per dimension reaches the distortion that the
+# rate-distortion bound allows at 0.725 bit (mean squared error 0.366 = 2 ** (-2 * 0.725)).
 CODE_EFFICIENCY = 0.725
 # Mean squared error of `quantize` on unit Gaussian values: 15 or 255 levels, scale of least error.
 PRECISION_ERROR = {"float32": 0.0, "float16": 0.0, "int8": 1e-4, "int4": 0.013}
@@ -23,64 +26,54 @@ class Plan:
     stages: tuple[int, ...]
     predicted_nmse: float
 
+    def describe(self) -> dict[str, Any]:
+        """The plan in plain JSON values."""
+        return {
+            "rank": self.rank,
+            "planned_stages": len(self.stages),
+            "predicted_nmse": round(self.predicted_nmse, 6),
+        }
+
 
 def plan_budget(
-    spectrum: Tensor,
-    ratio: float,
-    table_bytes: int,
+    spectrum: Float[Tensor, " d"],
+    budget: Budget,
     measure: Callable[[int, int], int],
     rank: int | None,
     stage_bits: int,
     coefficient_precision: str,
 ) -> Plan:
-    """Choose the rank and the bits per row of least predicted error whose artifact has at most table_bytes / ratio.
+    """Choose the rank and the bits per row of least predicted error whose tensors fit the budget.
 
-    `spectrum` (d,): eigenvalues, falling, of the table's covariance; `measure(rank, m)`: bytes of an artifact of that
-    form; `rank`: a rank to keep to instead. Bits come in whole bytes, in stages of at most `stage_bits`; 0: no stages.
-    Raises LighttokenError if no artifact is small enough.
+    `spectrum`: eigenvalues, falling, of the table's covariance; `measure(rank, m)`: bytes of the tensors of a rank and
+    m bits; `rank`: keep to this one. Bits come in whole bytes, in stages of at most `stage_bits`; 0: no stages.
+    Raises LighttokenError if no tensors are small enough.
     """
-    budget, dim = int(table_bytes / ratio), len(spectrum)
+    dim = len(spectrum)
     if rank is not None and not 0 <= rank <= dim:
         raise LighttokenError(f"rank {rank} is not between 0 and the table's width {dim}; rank=null lets it be chosen")
+    candidates = _candidate_ranks(dim) if stage_bits else list(range(1, dim + 1))
+    ranks = candidates if rank is None else [rank]
     if stage_bits:
-        ranks = [rank] if rank is not None else _candidate_ranks(dim)
-        fitting = [(k, m) for k in ranks if (m := _most_bits(k, budget, measure, 8 * dim)) > 0]
+        fitting = [(k, m) for k in ranks if (m := _most_bits(k, budget.tensor_bytes, measure, 8 * dim)) > 0]
     else:
-        ranks = [rank] if rank is not None else list(range(1, dim + 1))
-        fitting = [(k, 0) for k in ranks if measure(k, 0) <= budget]
+        fitting = [(k, 0) for k in ranks if measure(k, 0) <= budget.tensor_bytes]
     if not fitting:
-        smallest = measure(ranks[0], 8 if stage_bits else 0)
-        of_rank = f" at rank {rank}" if rank is not None else ""
-        largest = int(table_bytes / smallest * 10) / 10
-        cure = "the table is too small to compress"
-        if largest > 1:
-            cure = f"choose a ratio above 1 and up to {largest:g}"
-        raise LighttokenError(
-            f"ratio {ratio:g} cannot be met: it leaves {budget} of {table_bytes} bytes and the smallest artifact of "
-            f"this table{of_rank} has {smallest}; {cure}"
-        )
+        raise budget.out_of_reach(measure(ranks[0], 8 if stage_bits else 0))
     predictions = {(k, m): predict_error(spectrum, k, m, coefficient_precision) for k, m in fitting}
     k, m = min(predictions, key=lambda choice: predictions[choice])
     return Plan(k, split_bits(m, stage_bits), predictions[k, m] / max(float(spectrum.sum()), 1e-30))
 
 
-def predict_error(spectrum: Tensor, rank: int, m: int, coefficient_precision: str) -> float:
+def predict_error(spectrum: Float[Tensor, " d"], rank: int, m: int, coefficient_precision: str) -> float:
     """Squared error per row after a rank-k part and m code bits.
 
-    Reverse water-filling (Cover and Thomas, section 10.3) of what the rank-k part leaves, at the bits an ideal
-    code would need for what a linear +-1 code does with m.
+    Reverse water-filling of the residual's spectrum, at the bits that an ideal code needs for what a linear +-1 code
+    does with m.
     """
-    left = spectrum.double().clamp_min(0).clone()
-    left[:rank] *= PRECISION_ERROR[coefficient_precision]
-    left = left.sort(descending=True).values
-    bits = CODE_EFFICIENCY * m
-    # With the n largest directions coded, the level is their geometric mean times 2 ** (-2 bits / n); the right n is
-    # the largest whose level still lies below all of them.
-    logs = left.clamp_min(1e-300).log2()
-    counts = torch.arange(1, len(left) + 1, dtype=torch.float64)
-    levels = (logs.cumsum(0) - 2 * bits) / counts
-    coded = int((levels <= logs).nonzero().max()) + 1
-    return float(coded * 2 ** levels[coded - 1] + left[coded:].sum())
+    residual = spectrum.double().clamp_min(0).clone()
+    residual[:rank] *= PRECISION_ERROR[coefficient_precision]
+    return reverse_water_filling(residual, CODE_EFFICIENCY * m)[0]
 
 
 def _candidate_ranks(dim: int) -> list[int]:
@@ -89,11 +82,11 @@ def _candidate_ranks(dim: int) -> list[int]:
 
 
 def _most_bits(rank: int, budget: int, measure: Callable[[int, int], int], limit: int) -> int:
-    """Largest multiple of 8, at most `limit`, whose artifact fits the budget; 0 if none does."""
+    """Largest multiple of 8, at most `limit`, whose tensors fit the budget; 0 if none do."""
     smallest = measure(rank, 8)
     step = measure(rank, 16) - smallest
     m = max(0, min(8 + 8 * ((budget - smallest) // step), limit))
-    while m > 0 and measure(rank, m) > budget:  # more stages take more words to describe
+    while m > 0 and measure(rank, m) > budget:  # more stages have longer reports
         m -= 8
     return m
 
