@@ -11,6 +11,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARA
 import pytest
 import torch
 from datasets import Dataset
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -20,6 +21,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
 )
+
+# Shapes and types in annotations are checked while tests run, at no cost in use. Left out are the modules that take
+# arguments of users, which tests call with wrong types on purpose.
+SHAPED = ("artifact.forms", "artifact.packing", "artifact.trellis", "backbone.embedding")
+SHAPED += ("codec.baselines", "codec.bound", "codec.error_metric", "codec.lighttoken", "codec.loss", "codec.lowrank")
+SHAPED += ("codec.paper", "codec.prior", "codec.refine")
+install_import_hook([f"lighttoken.{name}" for name in SHAPED], "beartype.beartype")
 
 WORDS = ["a", "bad", "film", "good", "great", "movie", "not", "plot", "the", "very", "was", "worst"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *(f"word{i}" for i in range(184))]

@@ -19,6 +19,33 @@ def test_import_is_light():
     assert python("-c", code).stdout == "[]\n"
 
 
+def test_importance_and_compression_load_no_training_library():
+    heavy = "('lightning', 'hydra', 'datasets', 'wandb')"
+    code = f"""
+import sys, torch, lighttoken
+from lighttoken.backbone.source import Backbone
+lighttoken.compress_table(torch.randn(2000, 16), ratio=8, progress=False)
+lighttoken.measure_importance, lighttoken.swap_embedding, lighttoken.load_table
+print([name for name in {heavy} if name in sys.modules])
+"""
+    done = python("-c", code)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["lighttoken.show", "lighttoken.inspect"])
+def test_the_earlier_name_of_show_still_works(name, tmp_path):
+    done = python("-m", name, str(tmp_path / "nothing"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no artifact at")
+
+
+@pytest.mark.parametrize("door", ["train", "compress", "report", "show"])
+def test_a_door_runs_as_a_script_too(door, tmp_path):
+    done = python(str(ROOT / "lighttoken" / f"{door}.py"), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lighttoken" in done.stdout
+
+
 def test_every_public_name_is_there():
     import lighttoken
 

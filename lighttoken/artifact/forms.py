@@ -303,7 +303,7 @@ def hashed_rows(vocab_size: int, rows: int) -> Int64[Tensor, " V"]:
     return torch.arange(vocab_size) * HASH % 2**32 % rows
 
 
-def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "rows columns"]:
+def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "*rows columns"]:
     """A stored matrix in float32."""
     return dequantize(tensors[name], tensors.get(f"{name}.scale"), columns)
 

@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from lighttoken.errors import LighttokenError
@@ -18,15 +19,15 @@ _PRECISIONS: dict[torch.dtype, Precision] = {
 _BIT = torch.arange(8, dtype=torch.uint8)
 
 
-def pack_bits(bits: Tensor) -> Tensor:
-    """Pack bits (V, m), 0 or 1, into codes (V, ceil(m/8)) uint8; bit j of byte i is column 8i + j."""
+def pack_bits(bits: Shaped[Tensor, "*rows m"]) -> UInt8[Tensor, "*rows bytes"]:
+    """Pack bits, 0 or 1, eight to a byte; bit j of byte i is column 8i + j."""
     padding = -bits.shape[-1] % 8
     grouped = torch.nn.functional.pad(bits.to(torch.uint8), (0, padding)).unflatten(-1, (-1, 8))
     return (grouped << _BIT.to(bits.device)).sum(-1, dtype=torch.uint8)
 
 
-def unpack_bits(codes: Tensor, m: int) -> Tensor:
-    """Unpack codes (..., ceil(m/8)) uint8 into bits (..., m) uint8."""
+def unpack_bits(codes: UInt8[Tensor, "*rows bytes"], m: int) -> UInt8[Tensor, "*rows m"]:
+    """Undo `pack_bits` for m bits."""
     return (torch.bitwise_right_shift(codes.unsqueeze(-1), _BIT.to(codes.device)) & 1).flatten(-2)[..., :m]
 
 
@@ -38,24 +39,27 @@ def word_bits(size: int) -> int:
     return bits
 
 
-def pack_words(words: Tensor, bits: int) -> Tensor:
-    """Pack words (n, M), from 0 to 2^bits - 1, one after another, lowest bit first, into codes (n, ceil(M bits/8))."""
-    each = torch.arange(bits, device=words.device)
-    return pack_bits((torch.bitwise_right_shift(words.long().unsqueeze(-1), each) & 1).flatten(1))
+def pack_words(words: Shaped[Tensor, "n M"], bits: int) -> UInt8[Tensor, "n bytes"]:
+    """Pack words, from 0 to 2^bits - 1, one after another, lowest bit first."""
+    shifts = torch.arange(bits, device=words.device)
+    return pack_bits((torch.bitwise_right_shift(words.long().unsqueeze(-1), shifts) & 1).flatten(1))
 
 
-def read_words(codes: Tensor, count: int, bits: int) -> Tensor:
-    """Undo `pack_words`: words (n, count) int64."""
+def read_words(codes: UInt8[Tensor, "n bytes"], count: int, bits: int) -> Int64[Tensor, "n M"]:
+    """Undo `pack_words` for `count` words."""
     if bits == 8:
         return codes.long()
-    each = 1 << torch.arange(bits, device=codes.device)
-    return (unpack_bits(codes, count * bits).unflatten(-1, (count, bits)).long() * each).sum(-1)
+    values = 1 << torch.arange(bits, device=codes.device)
+    return (unpack_bits(codes, count * bits).unflatten(-1, (count, bits)).long() * values).sum(-1)
 
 
 def quantize(
-    matrix: Tensor, precision: Precision, scale_dim: int = 0, scale: Tensor | None = None
+    matrix: Float[Tensor, "rows columns"],
+    precision: Precision | str,
+    scale_dim: int = 0,
+    scale: Float[Tensor, "_ _"] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Store a matrix (rows, columns) in `precision`: its values, and float32 scales or None for a float precision.
+    """Store a matrix in a precision: its values, and float32 scales or None for a float precision.
 
     Integers are symmetric and uniform: value = level * scale, one scale per slice along `scale_dim`
     (0: one per row, scales (rows, 1); 1: one per column, scales (1, columns)). The scale of each slice is the one
@@ -74,7 +78,7 @@ def quantize(
 
 
 def precision_of(values: Tensor) -> Precision:
-    """The precision that values of `quantize` are in."""
+    """The precision of values that `quantize` returned."""
     return _PRECISIONS[values.dtype]
 
 
@@ -90,7 +94,7 @@ def _best_scale(matrix: Tensor, n: int, scale_dim: int) -> Tensor:
 
 
 def stored_bytes(rows: int, columns: int, precision: Precision, scale_dim: int) -> int:
-    """Bytes of what `quantize` returns for a matrix (rows, columns)."""
+    """Bytes of the tensors that `quantize` returns for a matrix (rows, columns)."""
     if precision in ("float32", "float16"):
         return rows * columns * getattr(torch, precision).itemsize
     row = -(-columns // 2) if precision == "int4" else columns

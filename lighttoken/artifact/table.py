@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
@@ -77,7 +77,7 @@ class CompressedTable:
         Raises LighttokenError for ids that are not integers or not in the table.
         """
         ids = self._check_ids(range(self.shape[0]) if ids is None else ids)
-        flat = ids.reshape(-1).cpu().long()
+        flat = ids.reshape(-1).cpu()
         rows = torch.empty(flat.numel(), self.shape[1], dtype=torch.float32, device="cpu")
         tensors = {name: tensor.cpu() for name, tensor in (self.tensors | self.index).items()}
         with torch.autocast("cpu", enabled=False), torch.device("cpu"):
@@ -85,16 +85,15 @@ class CompressedTable:
                 chunk.copy_(self.form.read(chunk_ids, tensors, self.shape[1]))
         return rows.view(*ids.shape, self.shape[1]).to(ids.device)
 
-    def _check_ids(self, ids: Tensor | Sequence) -> Tensor:
+    def _check_ids(self, ids: Tensor | Sequence) -> Int64[Tensor, "*ids"]:
         try:
             tensor = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise LighttokenError(f"ids of type {type(ids).__name__} are no tensor: {error}; pad them first") from error
-        if tensor.numel() == 0:
-            return tensor
-        if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
             raise LighttokenError(f"ids are integers, got {tensor.dtype}; convert them with .long()")
-        smallest, largest = int(tensor.min()), int(tensor.max())
+        tensor = tensor.long()
+        smallest, largest = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)
         if not 0 <= smallest <= largest < self.shape[0]:
             raise LighttokenError(
                 f"ids from {smallest} to {largest} are not in this table, whose ids are 0 to {self.shape[0] - 1}; "

@@ -45,7 +45,7 @@ class CompressedEmbedding(Storage):
         self.num_embeddings, self.embedding_dim = compressed.shape
         self.padding_idx, self.scale, self.round_scale = padding_idx, scale, round_scale
         self.trained = Overlay()
-        self.mode: Mode = mode
+        self.mode: Mode | str = mode
         self._prepared = False
         self.prepare()
         self.register_load_state_dict_post_hook(_prepare)
@@ -58,7 +58,7 @@ class CompressedEmbedding(Storage):
         self._prepared = True
         self.set_mode(self.mode)
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode | str) -> None:
         """Choose between memory and speed. Raises LighttokenError for anything but `packed` and `materialized`."""
         if mode not in get_args(Mode):
             raise LighttokenError(f"unknown mode={mode!r}; choose one of {', '.join(get_args(Mode))}")
@@ -218,7 +218,7 @@ class CompressedHead(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
-def set_trainable(embedding: nn.Module, trainable: Trainable) -> None:
+def set_trainable(embedding: nn.Module, trainable: Trainable | str) -> None:
     """Choose what fine-tuning may change of an embedding, compressed or not.
 
     `frozen`: nothing; `decoder`: what rows share, the decoder or the codebooks, and the bias; `decoder+factors`: the

@@ -1,13 +1,16 @@
 import hashlib
 import json
 import resource
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lighttoken import CompressedTable, LighttokenError, compress_table, load_table
+from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import pack_bits, quantize
 from lighttoken.artifact.table import FORMAT_VERSION, METADATA_FILE, TENSORS_FILE, hash_table
 from lighttoken.codec.lighttoken.method import LightToken
@@ -18,7 +21,8 @@ def make(vocab_size=30, dim=6, rank=3, m=16) -> CompressedTable:
     left, left_scale = quantize(torch.randn(vocab_size, rank), "int4", 1)
     decoder, decoder_scale = quantize(torch.randn(m, dim), "int8", 0)
     return CompressedTable(
-        codec="lighttoken",
+        codec="lighttoken_paper",
+        form=Bits(),
         shape=(vocab_size, dim),
         tensors={
             "codes": pack_bits(bits),
@@ -79,7 +83,7 @@ def test_ids_of_any_shape_decode_to_their_rows(shape):
 
 @pytest.mark.parametrize("id", [-1, 30])
 def test_ids_outside_the_table_are_refused(id):
-    with pytest.raises(LighttokenError, match=f"from {id} to {id} asked of a table with ids 0 to 29"):
+    with pytest.raises(LighttokenError, match=f"from {id} to {id} are not in this table, whose ids are 0 to 29"):
         make().decode(torch.tensor([id]))
 
 
@@ -138,8 +142,8 @@ def forge(**values):
     def harm(folder):
         metadata = json.loads((folder / METADATA_FILE).read_text()) | values
         del metadata["sha256"]
-        told = (folder / TENSORS_FILE).read_bytes() + json.dumps(metadata, separators=(",", ":")).encode()
-        change(**values, sha256=hashlib.sha256(told).hexdigest())(folder)
+        content = (folder / TENSORS_FILE).read_bytes() + json.dumps(metadata, separators=(",", ":")).encode()
+        change(**values, sha256=hashlib.sha256(content).hexdigest())(folder)
 
     return harm
 
@@ -170,6 +174,8 @@ def missing_metadata(folder):
         (forge(dim=7), METADATA_FILE, "make it again"),
         (forge(vocab_size=31), METADATA_FILE, "make it again"),
         (forge(vocab_size="many"), METADATA_FILE, "make it again"),
+        (forge(form={"name": "trellis", "state_bits": 6}), METADATA_FILE, "make it again"),
+        (forge(form={"name": "zip"}), METADATA_FILE, "make it again"),
         (forge(settings=None), METADATA_FILE, "make it again"),
         (change(format_version="1"), METADATA_FILE, ""),
         (without_bias, METADATA_FILE, "make it again"),
@@ -227,7 +233,7 @@ def shorter(name):
         (shorter("gain"), "gain has shape"),
         (shorter("decoder"), "lead beyond the decoder's"),
         (lambda stored: stored | {"steps": stored["steps"][:1].clone()}, "rows of tier"),
-        (lambda stored: {name: each for name, each in stored.items() if name != "tiers"}, "no tensor 'tiers'"),
+        (lambda stored: {name: t for name, t in stored.items() if name != "tiers"}, "no tensor 'tiers'"),
     ],
 )
 def test_a_trellis_code_that_does_not_fit_its_table_is_refused(tmp_path, table, harm, message):
@@ -237,3 +243,24 @@ def test_a_trellis_code_that_does_not_fit_its_table_is_refused(tmp_path, table, 
     with pytest.raises(ValueError, match=message):
         replace(compressed, tensors=harm(compressed.tensors)).check()
     compressed.check()
+
+
+SAMPLES = Path(__file__).parents[1] / "samples" / "format_4"
+
+
+@pytest.mark.parametrize("form", ["bits", "trellis", "codebooks", "levels", "cores"])
+def test_an_artifact_of_format_4_is_read_and_saved_as_the_current_one(form, tmp_path):
+    compressed = load_table(SAMPLES / form)
+    assert compressed.form.name == form
+    rows = load_file(SAMPLES / form / "rows.safetensors")["rows"]  # of the code that made it, every 20th
+    torch.testing.assert_close(compressed.decode()[::20], rows)
+    saved = load_table(compressed.save(tmp_path))
+    assert json.loads((tmp_path / METADATA_FILE).read_text())["format_version"] == FORMAT_VERSION
+    assert torch.equal(saved.decode(), compressed.decode())
+
+
+def test_a_damaged_artifact_of_format_4_is_refused(tmp_path):
+    shutil.copytree(SAMPLES / "trellis", tmp_path / "trellis")
+    change(state_bits=5)(tmp_path / "trellis")
+    with pytest.raises(LighttokenError, match="is damaged"):
+        load_table(tmp_path / "trellis")

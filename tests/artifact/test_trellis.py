@@ -28,7 +28,7 @@ RANK = 15
 def naive(bits: str, tier: int, state_bits: int) -> list[float]:
     """The coefficients of one row, read as the module's text says: a window that moves on by k bits per step."""
     book, values, read = codebook(state_bits), [], 0
-    steps = list(zip(*(each[tier].tolist() for each in unpack_steps(STEPS)), strict=True))
+    steps = list(zip(*(part[tier].tolist() for part in unpack_steps(STEPS)), strict=True))
     for j, (vector, k) in reversed(list(enumerate(steps))):
         read += k
         state = int(("0" * state_bits + bits[:read])[-state_bits:], 2)
@@ -48,9 +48,10 @@ def test_coefficients_are_what_the_moving_window_shows(state_bits, tiers):
     rows = ["".join(str(int(b)) for b in torch.randint(2, (lengths[t],))) for t in tiers.tolist()]
     stream = pack_stream(torch.tensor([int(bit) for bit in "".join(rows)], dtype=torch.uint8))
     assert row_starts(tiers, STEPS).tolist() == [sum(map(len, rows[:i])) for i in range(len(rows))]
-    got = read_coefficients(torch.arange(len(tiers)), stream, GAIN, **make_index(tiers, STEPS, state_bits, RANK))
+    index = make_index(tiers, STEPS, state_bits, RANK)
+    coefficients = read_coefficients(torch.arange(len(tiers)), stream, GAIN, index)
     expected = [naive(row, tier, state_bits) for row, tier in zip(rows, tiers.tolist(), strict=True)]
-    torch.testing.assert_close(got, torch.tensor(expected))
+    torch.testing.assert_close(coefficients, torch.tensor(expected))
 
 
 def test_the_codebook_is_computed_normal_and_without_repetition():
@@ -84,4 +85,4 @@ def test_tiers_of_another_table_or_damaged_are_refused():
 @pytest.mark.parametrize("bits", [0, 1, 15])
 def test_a_step_is_one_byte(vector, bits):
     packed = torch.tensor([[pack_step(vector, bits)]], dtype=torch.uint8)
-    assert [each.item() for each in unpack_steps(packed)] == [vector, bits]
+    assert [part.item() for part in unpack_steps(packed)] == [vector, bits]

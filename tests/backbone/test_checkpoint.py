@@ -2,6 +2,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.artifact.table import FORMAT_VERSION
+from lighttoken.backbone.checkpoint import read_checkpoint
 from lighttoken.backbone.embedding import CompressedHead, set_trainable
 from lighttoken.codec.lighttoken.method import LightToken
 
@@ -116,24 +118,40 @@ def test_a_newer_or_mismatched_checkpoint_is_refused(make_model, tmp_path):
         AutoModel.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["codes", "bias", "steps", "summary", "tie", "tie is missing", "state_bits"])
+@pytest.mark.parametrize("damage", ["codes", "bias", "steps", "summary", "tie", "tie is missing", "form"])
 def test_a_table_that_is_not_the_one_that_was_saved_is_refused(make_model, tmp_path, damage):
     swapped(make_model()).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    told = config["quantization_config"]
+    description = config["quantization_config"]
     if damage in ("codes", "bias", "steps"):
         tensors = load_file(tmp_path / "model.safetensors")
         name = "weight" if damage == "codes" else damage
         tensors[f"embeddings.word_embeddings.{name}"].view(torch.uint8).flatten()[-1] ^= 1
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     elif damage == "tie is missing":
-        del told["tie"]
+        del description["tie"]
     else:
-        told[damage] = {"summary": {}, "tie": "untie", "state_bits": 5}[damage]
+        description[damage] = {"summary": {}, "tie": "untie", "form": {"name": "trellis", "state_bits": 5}}[damage]
     path.write_text(json.dumps(config))
-    with pytest.raises(LighttokenError, match="damaged: its hash|lacks tie; make the checkpoint again"):
+    with pytest.raises(
+        LighttokenError, match="damaged: it does not have the hash|lacks tie; make the checkpoint again"
+    ):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_format_4_is_read_and_saved_as_the_current_one(tmp_path):
+    samples = Path(__file__).parents[1] / "samples" / "format_4"
+    model = AutoModelForMaskedLM.from_pretrained(samples / "checkpoint").eval()
+    rows = load_file(samples / "checkpoint_rows.safetensors")["rows"]  # of the code that made it, every 20th
+    torch.testing.assert_close(model.get_input_embeddings().weight[::20], rows)
+    assert torch.equal(read_checkpoint(samples / "checkpoint").decode()[::20], rows)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert (config["format_version"], config["form"]["name"]) == (FORMAT_VERSION, "trellis")
+    assert "state_bits" not in config
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(IDS[:, :8]).logits, model(IDS[:, :8]).logits)
 
 
 def test_a_model_changes_its_precision_as_others_do(make_model, tmp_path):

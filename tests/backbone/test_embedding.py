@@ -216,7 +216,7 @@ def test_it_compiles_and_gives_the_same_rows(trellis):
 def test_ids_that_the_table_does_not_have_are_refused_as_a_dense_embedding_refuses_them(request, codec):
     embedding = CompressedEmbedding(request.getfixturevalue(codec))
     for wrong in (-1, 1200, 1203):  # what fills up the last block of codes decodes to something, too
-        with pytest.raises(IndexError, match=r"of a table with ids 0 to 1199"):
+        with pytest.raises(IndexError, match=r"not in this table, whose ids are 0 to 1199"):
             embedding(torch.tensor([3, wrong]))
     assert embedding(torch.empty(0, dtype=torch.long)).shape == (0, 32)
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
 from lighttoken.backbone.embedding import CompressedHead, set_trainable
-from lighttoken.backbone.swap import find_embedding
+from lighttoken.backbone.replace import find_embedding
 from lighttoken.codec.lighttoken.method import LightToken
 
 TRELLIS = LightToken(state_bits=6)

@@ -18,8 +18,8 @@ from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.backbone.precision import model_bytes, reduce_precision
+from lighttoken.backbone.replace import find_embedding, position_count
 from lighttoken.backbone.source import Backbone
-from lighttoken.backbone.swap import find_embedding, position_count
 from lighttoken.run.transfer import load_body
 
 

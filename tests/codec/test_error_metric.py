@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lighttoken.backbone.swap import find_embedding
+from lighttoken.backbone.replace import find_embedding
 from lighttoken.codec.error_metric import backbone_metric
 
 FREQUENCIES = torch.full((200,), 1 / 200, dtype=torch.float64)
@@ -28,10 +28,10 @@ def metric(model, embedding, **changes):
 
 def test_of_a_linear_model_it_is_the_square_of_its_matrix():
     model = Linear()
-    found = metric(model, model.embedding, sequences=4096)
+    form = metric(model, model.embedding, sequences=4096)
     expected = (model.layer.weight.T @ model.layer.weight).double().detach()
-    torch.testing.assert_close(found, expected / expected.trace() * 6, atol=0.02, rtol=0.05)
-    assert float(found.trace()) == pytest.approx(6)
+    torch.testing.assert_close(form, expected / expected.trace() * 6, atol=0.02, rtol=0.05)
+    assert float(form.trace()) == pytest.approx(6)
 
 
 def test_damping_adds_the_euclidean_distance():
@@ -41,17 +41,17 @@ def test_damping_adds_the_euclidean_distance():
     )
 
 
-def test_every_architecture_is_asked_and_left_as_it_was(make_model, architecture):
+def test_every_architecture_is_measured_and_left_as_it_was(make_model, architecture):
     model = make_model(architecture).train()
-    before = {name: (each.requires_grad, each.clone()) for name, each in model.named_parameters()}
-    found = metric(model, find_embedding(model))
-    assert found.shape == (32, 32)
-    assert float(torch.linalg.eigvalsh(found)[0]) > -1e-6
+    before = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+    form = metric(model, find_embedding(model))
+    assert form.shape == (32, 32)
+    assert float(torch.linalg.eigvalsh(form)[0]) > -1e-6
     assert model.training
-    for name, each in model.named_parameters():
-        assert each.requires_grad == before[name][0]
-        assert torch.equal(each, before[name][1])
-        assert each.grad is None
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+        assert parameter.grad is None
     assert not find_embedding(model)._forward_hooks
 
 

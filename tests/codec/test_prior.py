@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError
-from lighttoken.codec.prior import Prior, special_tokens
+from lighttoken.codec.prior import Corpus, Uniform, WordFrequency, Zipf, special_tokens
 
 
 def of(frequencies, tokenizer, token):
@@ -11,14 +11,14 @@ def of(frequencies, tokenizer, token):
 
 
 def test_uniform_weighs_all_rows_alike():
-    prior = Prior()
+    prior = Uniform()
     frequencies = prior.frequencies(None, 50)
     assert float(frequencies.sum()) == pytest.approx(1)
     assert torch.equal(prior.row_weights(frequencies), torch.ones(50))
 
 
 def test_zipf_falls_with_the_id_and_needs_no_tokenizer():
-    prior = Prior(prior="zipf", prior_exponent=1.0, prior_floor=1e-7)
+    prior = Zipf(exponent=1.0, floor=1e-7)
     weights = prior.row_weights(prior.frequencies(None, 1000))
     assert float(weights.mean()) == pytest.approx(1)
     assert bool((weights.diff() < 0).all())
@@ -26,7 +26,7 @@ def test_zipf_falls_with_the_id_and_needs_no_tokenizer():
 
 
 def test_wordfreq_knows_words_marks_and_the_tokens_around_a_text(tokenizer):
-    frequencies = Prior(prior="wordfreq").frequencies(tokenizer, 200)
+    frequencies = WordFrequency().frequencies(tokenizer, 200)
     assert float(frequencies.sum()) == pytest.approx(1)
     the, film, worst = (of(frequencies, tokenizer, word) for word in ("the", "film", "worst"))
     assert the > 10 * film > 10 * worst > 0
@@ -35,8 +35,8 @@ def test_wordfreq_knows_words_marks_and_the_tokens_around_a_text(tokenizer):
 
 
 def test_wordfreq_of_another_language_ranks_other_words(tokenizer):
-    english, german = (Prior(prior="wordfreq", languages=[code]).frequencies(tokenizer, 200) for code in ("en", "de"))
-    both = Prior(prior="wordfreq", languages=["en", "de"]).frequencies(tokenizer, 200)
+    english, german = (WordFrequency(languages=[code]).frequencies(tokenizer, 200) for code in ("en", "de"))
+    both = WordFrequency(languages=["en", "de"]).frequencies(tokenizer, 200)
     the = [of(frequencies, tokenizer, "the") for frequencies in (english, german, both)]
     assert the[0] > the[2] > the[1]
 
@@ -54,17 +54,14 @@ def test_a_corpus_is_counted(tokenizer, tmp_path, suffix):
             frame.to_csv(path, index=False)
         case "jsonl":
             frame.to_json(path, orient="records", lines=True)
-    frequencies = Prior(prior="corpus", corpus=str(path)).frequencies(tokenizer, 200) * 11
+    frequencies = Corpus(file=str(path)).frequencies(tokenizer, 200) * 11
     expected = {"the": 3, "film": 1, "plot": 1, "was": 1, "worst": 1, "[CLS]": 2, "[SEP]": 2}
     assert {word: round(of(frequencies, tokenizer, word)) for word in expected} == expected
 
 
 def test_exponent_and_floor_temper_the_weights():
     frequencies = torch.tensor([0.9, 0.0999, 0.0001, 0.0], dtype=torch.float64)
-    flat, steep = (
-        Prior(prior="zipf", prior_exponent=exponent, prior_floor=1e-4).row_weights(frequencies)
-        for exponent in (0.25, 1.0)
-    )
+    flat, steep = (Zipf(exponent=exponent, floor=1e-4).row_weights(frequencies) for exponent in (0.25, 1.0))
     for weights in (flat, steep):
         assert float(weights.mean()) == pytest.approx(1)
         assert float(weights[3]) > 0
@@ -79,23 +76,22 @@ def test_special_tokens_are_those_around_every_text(tokenizer):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"prior": "books"}, "unknown prior 'books'; choose one of uniform, zipf, wordfreq, corpus"),
-        ({"prior_exponent": -1.0}, "prior_exponent -1.0 is not 0 or more"),
-        ({"prior_floor": 0.0}, "prior_floor 0.0 is not above 0"),
-        ({"prior": "corpus"}, "prior=corpus counts tokens in a file and corpus=None is none; set corpus=FILE"),
+        ({"exponent": -1.0}, "prior.exponent is -1.0; it must be 0 or above"),
+        ({"floor": 0.0}, "prior.floor is 0.0; it must be above 0"),
+        ({"file": "nowhere.txt"}, "prior.file=nowhere.txt is no file; set codec.prior.file=FILE to a corpus"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, message):
     with pytest.raises(LighttokenError, match=message):
-        Prior(**setting)
+        Corpus(**setting)
 
 
 def test_what_cannot_be_counted_is_named(tokenizer, tmp_path):
     with pytest.raises(LighttokenError, match="no word frequencies of language 'tlh'; choose among ar, "):
-        Prior(prior="wordfreq", languages=["tlh"]).frequencies(tokenizer, 200)
+        WordFrequency(languages=["tlh"]).frequencies(tokenizer, 200)
     (tmp_path / "corpus.doc").write_text("the film")
     with pytest.raises(LighttokenError, match=r"has no known format; choose a file in \.txt, \.parquet"):
-        Prior(prior="corpus", corpus=str(tmp_path / "corpus.doc")).frequencies(tokenizer, 200)
+        Corpus(file=str(tmp_path / "corpus.doc"))
     pd.DataFrame({"sentence": ["the film"]}).to_parquet(tmp_path / "corpus.parquet")
-    with pytest.raises(LighttokenError, match="has no column 'text'; set corpus_column to one of sentence"):
-        Prior(prior="corpus", corpus=str(tmp_path / "corpus.parquet")).frequencies(tokenizer, 200)
+    with pytest.raises(LighttokenError, match="has no column 'text'; set codec.prior.column to one of sentence"):
+        Corpus(file=str(tmp_path / "corpus.parquet")).frequencies(tokenizer, 200)

@@ -7,7 +7,7 @@ from torchmetrics.classification import BinaryAccuracy
 from transformers import AutoModelForSequenceClassification
 
 from lighttoken import compress_table, swap_embedding
-from lighttoken.backbone.swap import find_embedding
+from lighttoken.backbone.replace import find_embedding
 from lighttoken.tasks.finetuner import FineTuner
 from lighttoken.tasks.glue import Glue
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError, compress_table, compress_to_quality, load_table
+from lighttoken.codec.interface import Importance
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.loss import weighted_error
 
@@ -94,22 +95,26 @@ def test_weights_favour_heavy_rows(table):
     assert weighted.summary["rarest_nmse"] > weighted.summary["nmse"]
 
 
-def test_the_metric_says_which_errors_matter(table):
+def with_metric(error_metric):
+    return Importance(torch.ones(3000), error_metric)
+
+
+def test_the_error_metric_says_which_errors_matter(table):
     metric = torch.diag(torch.linspace(0.1, 10, 32))
-    plain, asked = compress(table), compress(table, metric=metric)
+    plain, weighed = compress(table), compress(table, importance=with_metric(metric))
 
     def error(compressed):
         difference = compressed.decode() - table
         return float(torch.einsum("vi,ij,vj->", difference, metric, difference))
 
-    assert error(asked) < 0.8 * error(plain)
-    assert plain.summary["nmse"] < asked.summary["nmse"]
+    assert error(weighed) < 0.8 * error(plain)
+    assert plain.summary["nmse"] < weighed.summary["nmse"]
 
 
-def test_a_metric_that_ignores_directions_still_decodes_all_of_them(table):
+def test_directions_that_the_error_metric_ignores_are_still_decoded(table):
     values = torch.zeros(32)
     values[:8] = 1
-    rows = compress(table, metric=torch.diag(values)).decode()
+    rows = compress(table, importance=with_metric(torch.diag(values))).decode()
     assert torch.isfinite(rows).all()
     assert float((rows - table)[:, :8].square().mean()) < float((rows - table)[:, 8:].square().mean())
 
@@ -134,12 +139,13 @@ def test_half_precision_tables_compress_like_their_float32_values(table):
     assert torch.equal(compress(table.half()).decode(), compress(table.half().float()).decode())
 
 
-def test_the_importance_is_told_in_the_artifact(table):
-    assert compress(table).settings["importance"] == {"prior": "uniform", "metric": "euclidean"}
+def test_the_artifact_says_where_the_importance_is_from(table):
+    assert compress(table).settings["importance"] == {"prior": "uniform", "error_metric": "euclidean"}
     weights = torch.rand(3000) + 0.1
-    assert compress(table, weights=weights).settings["importance"] == {"prior": "given", "metric": "euclidean"}
-    told = {"prior": "wordfreq", "metric": "backbone"}
-    assert compress(table, weights=weights, importance=told).settings["importance"] == told
+    assert compress(table, weights=weights).settings["importance"] == {"prior": "given", "error_metric": "euclidean"}
+    settings = {"prior": "wordfreq", "error_metric": "backbone"}
+    importance = Importance(weights, settings=settings)
+    assert compress(table, importance=importance).settings["importance"] == settings
 
 
 def test_the_reachable_ratio_that_the_error_names_can_be_reached(table):
@@ -152,9 +158,16 @@ def test_the_reachable_ratio_that_the_error_names_can_be_reached(table):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": torch.eye(5)}, r"the metric has shape \(5, 5\), a table of width 32 needs \(32, 32\)"),
-        ({"metric": torch.ones(32, 32).triu()}, "the metric is not symmetric"),
-        ({"metric": torch.zeros(32, 32)}, "the metric has no positive eigenvalue"),
+        (
+            {"importance": with_metric(torch.eye(5))},
+            r"the error metric has shape \(5, 5\), a table of width 32 needs \(32, 32\)",
+        ),
+        ({"importance": with_metric(torch.ones(32, 32).triu())}, "the error metric is not symmetric"),
+        ({"importance": with_metric(torch.zeros(32, 32))}, "the error metric has no positive eigenvalue"),
+        (
+            {"importance": Importance(torch.ones(3000)), "weights": torch.ones(3000)},
+            "weights and importance both say how much rows matter; pass one of the two",
+        ),
         ({"codec": LightToken(device="tpu")}, "device 'tpu' is not there; choose auto or cpu"),
     ],
 )
@@ -171,8 +184,8 @@ def test_bad_input_is_named_with_its_cure(table, change, message):
         ({"state_bits": 3}, "state_bits is 3; it must be from 4 to 16"),
         ({"decoder_precision": "float16"}, "decoder_precision is 'float16'; choose one of int4, int8, or null"),
         ({"tiers": 17}, "tiers is 17; it must be from 1 to 16, or null"),
-        ({"metric_sequences": 0}, "metric_sequences is 0; it must be 1 or above"),
-        ({"metric_damping": -1.0}, "metric_damping is -1.0; it must be 0 or above"),
+        ({"error_metric_sequences": 0}, "error_metric_sequences is 0; it must be 1 or above"),
+        ({"error_metric_damping": -1.0}, "error_metric_damping is -1.0; it must be 0 or above"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, message):

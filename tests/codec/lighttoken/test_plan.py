@@ -3,36 +3,8 @@ import torch
 
 from lighttoken import LighttokenError
 from lighttoken.artifact.trellis import unpack_steps
-from lighttoken.codec.bound import reverse_water_filling
+from lighttoken.codec.interface import Budget
 from lighttoken.codec.lighttoken.plan import assign_tiers, deal_steps, plan_budget, trellis_distortion
-
-
-def test_reverse_water_filling_by_hand():
-    # Variances 4 and 1. At 1 bit, only the first is coded: 4 * 2 ** -2 = 1, level with the second.
-    error, rates = reverse_water_filling(torch.tensor([4.0, 1.0]), 1.0)
-    assert error == pytest.approx(2.0)
-    assert rates.tolist() == pytest.approx([1.0, 0.0])
-    # At 3 bits both are, down to a level of 2 * 2 ** -3.
-    error, rates = reverse_water_filling(torch.tensor([1.0, 4.0]), 3.0)
-    assert error == pytest.approx(2 * 0.25)
-    assert rates.tolist() == pytest.approx([1.0, 2.0])
-    # White: the one-dimensional bound, four times.
-    error, rates = reverse_water_filling(torch.full((4,), 9.0), 8.0)
-    assert error == pytest.approx(4 * 9 * 2**-4)
-    assert rates.tolist() == pytest.approx([2.0] * 4)
-
-
-@pytest.mark.parametrize("bits", [0.0, 5.0, 40.0])
-def test_reverse_water_filling_spends_its_bits_down_to_one_level(bits):
-    spectrum = torch.linspace(3, 0.01, 50)
-    error, rates = reverse_water_filling(spectrum, bits)
-    assert float(rates.sum()) == pytest.approx(bits, abs=1e-9)
-    left = spectrum.double() * 2 ** (-2 * rates)
-    coded = left[rates > 0]
-    assert error == pytest.approx(float(left.sum()))
-    if bits:
-        torch.testing.assert_close(coded, coded[:1].expand_as(coded))
-        assert float(left.max()) <= float(coded[0]) * (1 + 1e-9)
 
 
 def test_tiers_rise_with_importance_and_part_what_lies_apart():
@@ -80,6 +52,12 @@ def coordinates():
     return torch.randn(4000, 24) * torch.linspace(2, 0.1, 24) * (torch.rand(4000, 1) + 0.2)
 
 
+def plan_at(coordinates, ratio, weights=None, **choices):
+    budget = Budget("lighttoken", tuple(coordinates.shape), ratio, description_bytes=1000)
+    weights = torch.ones(len(coordinates)) if weights is None else weights
+    return plan_budget(coordinates, weights, budget, state_bits=12, **choices)
+
+
 def spent(plan):
     bits = unpack_steps(plan.steps)[1].sum(1)
     return int(bits[plan.tiers.long()].sum())
@@ -87,8 +65,8 @@ def spent(plan):
 
 @pytest.mark.parametrize("ratio", [4, 8, 16, 32])
 def test_a_plan_fits_its_budget_and_uses_it(coordinates, ratio):
-    budget = coordinates.numel() * 4 // ratio
-    plan = plan_budget(coordinates, torch.ones(4000), ratio, overhead=1000, state_bits=12)
+    budget = coordinates.numel() * 4 // ratio - 1000
+    plan = plan_at(coordinates, ratio)
     assert plan.nbytes <= budget
     assert plan.nbytes > 0.97 * budget
     assert spent(plan) / 8 < budget
@@ -98,19 +76,19 @@ def test_heavy_rows_get_more_bits(coordinates):
     weights = torch.ones(4000)
     weights[:400] = 50
     weights /= weights.mean()
-    plan = plan_budget(coordinates, weights, 12.0, overhead=1000, state_bits=12)
+    plan = plan_at(coordinates, 12.0, weights)
     bits = unpack_steps(plan.steps)[1].sum(1)[plan.tiers.long()].float()
     assert float(bits[:400].mean()) > 1.5 * float(bits[400:].mean())
 
 
-def test_the_plan_keeps_to_what_it_is_told(coordinates):
-    plan = plan_budget(coordinates, torch.ones(4000), 12.0, 1000, 12, tiers=3, precision="int8")
+def test_the_plan_keeps_to_given_choices(coordinates):
+    plan = plan_at(coordinates, 12.0, tiers=3, precision="int8")
     assert (len(plan.steps), plan.precision) == (3, "int8")
 
 
 def test_a_budget_that_is_too_small_names_the_reachable_ratio(coordinates):
-    with pytest.raises(LighttokenError, match=r"cannot be met: .* choose a ratio above 1 and up to \d"):
-        plan_budget(coordinates, torch.ones(4000), 350.0, overhead=1000, state_bits=12)
+    with pytest.raises(LighttokenError, match=r"cannot be met: lighttoken reaches up to [\d.]+ on .*; choose ratio=\d"):
+        plan_at(coordinates, 350.0)
 
 
 @pytest.mark.parametrize("state_bits", [1, 2, 5, 8])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError
+from lighttoken.codec.interface import Budget
 from lighttoken.codec.paper.plan import CODE_EFFICIENCY, plan_budget, predict_error, split_bits
 
 
@@ -23,11 +24,12 @@ def test_prediction_is_reverse_water_filling(m):
 
 
 def test_prediction_by_hand():
-    # Variances 4 and 1, b ideal bits. Both coded: level 2 * 2 ** -b each. One bit lowers 4 to 1 and leaves 1 alone.
+    # Variances 4 and 1, b ideal bits. Both coded: level 2 * 2 ** -b each.
     bits = 4 * CODE_EFFICIENCY
     assert predict_error(torch.tensor([4.0, 1.0]), 0, 4, "int8") == pytest.approx(2 * 2 * 2**-bits)
-    one_bit = 1 / CODE_EFFICIENCY
-    assert predict_error(torch.tensor([4.0, 1.0]), 0, one_bit, "int8") == pytest.approx(2.0)
+    # Variances 4 and 0.01, 1 bit at the code's efficiency: the first alone is coded.
+    one_bit = 4 * 2 ** (-2 * CODE_EFFICIENCY) + 0.01
+    assert predict_error(torch.tensor([4.0, 0.01]), 0, 1, "int8") == pytest.approx(one_bit)
 
 
 def test_exact_factors_take_their_directions_away():
@@ -44,11 +46,10 @@ def test_stages_share_whole_bytes_evenly(m, most):
     assert max(stages) - min(stages) <= 8
 
 
-def plan(ratio: float, **changes):
+def plan(ratio: float, rows: int = 1000, **changes):
     settings = {
         "spectrum": torch.linspace(2, 0.1, 16),
-        "ratio": ratio,
-        "table_bytes": 1000 * 16 * 4,
+        "budget": Budget("lighttoken_paper", (rows, 16), ratio, description_bytes=0),
         "measure": lambda k, m: 300 + 500 * k + (125 + 16) * m,
         "rank": None,
         "stage_bits": 16,
@@ -70,8 +71,10 @@ def test_a_rank_outside_the_table_is_refused(rank):
 
 
 def test_a_table_too_small_to_compress_says_so():
-    with pytest.raises(LighttokenError, match="has 1428; the table is too small to compress"):
-        plan(2, table_bytes=1000)
+    with pytest.raises(
+        LighttokenError, match="reaches up to 0.7 on a table of shape .*; the table is too small to compress"
+    ):
+        plan(2, rows=16)
 
 
 @pytest.mark.parametrize("ratio", [2, 5, 10, 20])
@@ -92,7 +95,10 @@ def test_no_stages_means_the_largest_rank_that_fits():
 
 
 def test_a_ratio_out_of_reach_names_the_range():
-    with pytest.raises(LighttokenError, match=r"ratio 100 cannot .*640 of 64000 bytes.*1428; .* up to 44\.8"):
+    with pytest.raises(
+        LighttokenError,
+        match=r"ratio 100 cannot be met: lighttoken_paper reaches up to 44\.8 on .*; choose ratio=44\.8 or",
+    ):
         plan(100)
-    with pytest.raises(LighttokenError, match=r"at rank 9.* up to 10\.7"):
+    with pytest.raises(LighttokenError, match=r"up to 10\.7"):
         plan(100, rank=9)
