@@ -1,7 +1,7 @@
 """python -m lighttoken.train: compress, fine-tune, evaluate, record. See conf/train.yaml."""
 
-from lighttoken.config.command import door
-from lighttoken.run.screen import quiet_imports
+from lighttoken.config.command import run_command
+from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
@@ -9,7 +9,7 @@ def main() -> None:
     quiet_imports()
     from lighttoken.run.pipeline import train
 
-    door("train", train)
+    run_command("train", train)
 
 
 if __name__ == "__main__":
