@@ -1,12 +1,12 @@
 """python -m lighttoken.train: compress, fine-tune, evaluate, record. See conf/train.yaml."""
 
-from lighttoken.config.command import run_command
 from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
     quiet_imports()
+    from lighttoken.config.command import run_command
     from lighttoken.run.pipeline import train
 
     run_command("train", train)

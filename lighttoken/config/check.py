@@ -1,7 +1,7 @@
-"""All checks that the config alone allows, in one place, before any work.
+"""All checks that need nothing but the config, in one place, before any work.
 
-Three kinds of checks stand elsewhere: the trainer is asked whether a device is there (`run/trainer.py`), the data
-whether it has the rows (`tasks/`), the codec whether the ratio can be met (`codec/`).
+Elsewhere: whether a device is there (`run/trainer.py`), whether the data has the rows (`tasks/`), and whether a codec
+can meet the ratio (`codec/`).
 """
 
 from pathlib import Path
@@ -11,6 +11,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from lighttoken.artifact.table import METADATA_FILE
+from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.precision import check_precision
+from lighttoken.codec.quality import check_quality
 from lighttoken.config.schema import Compress, Train
 from lighttoken.config.signatures import check_keys, check_node, parameters
 from lighttoken.errors import LighttokenError
@@ -47,8 +51,6 @@ def _check_numbers(config: dict[str, Any]) -> None:
 
 def _check_precisions(config: dict[str, Any]) -> None:
     """Precisions that are unknown, that need a library that is not there, or that would round the scores."""
-    from lighttoken.backbone.precision import check_precision
-
     check_precision(config["backbone_precision"])
     _check_choice("matmul_precision", config["matmul_precision"], MATMUL_PRECISIONS)
     precision = config["trainer"].get("precision")
@@ -60,7 +62,7 @@ def _check_precisions(config: dict[str, Any]) -> None:
 
 
 def _check_callbacks(config: dict[str, Any]) -> None:
-    """Callbacks that decide by rows that are reported, or by held-out rows if none are held out."""
+    """Callbacks that decide by reported scores, or by held-out rows where task.dev_fraction is 0."""
     watched = []
     for callback in (config["callbacks"] or {}).values():
         if isinstance(callback, dict) and "_target_" in callback:
@@ -80,14 +82,14 @@ def _check_callbacks(config: dict[str, Any]) -> None:
 
 def _check_trainer(trainer: dict[str, Any]) -> None:
     """Training without an end, and more than one process."""
-    from lighttoken.run.trainer import check_processes
+    from lighttoken.run.trainer import check_processes  # here, as it imports Lightning, which compress can do without
 
     epochs = trainer.get("max_epochs")
     # Lightning stops after 1,000 epochs if nothing is set, and never if max_time is.
     endless = epochs < 0 if epochs is not None else trainer.get("max_time") is not None
     if endless and trainer.get("max_steps", -1) < 0:
         raise LighttokenError(
-            f"trainer.max_epochs={epochs} has no end and the learning rate needs one to fall towards; set "
+            f"trainer.max_epochs={epochs} has no end, and the learning rate falls to 0 at the end; set "
             "trainer.max_epochs=3, or trainer.max_steps"
         )
     devices = trainer.get("devices", 1)
@@ -97,8 +99,6 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
 
 def _check_goal(config: dict[str, Any]) -> None:
     """Nothing to compress, a quality that cannot be, or a ratio and a quality at once."""
-    from lighttoken.codec.quality import check_quality
-
     quality = config["quality"]
     if config["codec"]["name"] == "none":
         raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
@@ -111,9 +111,6 @@ def _check_goal(config: dict[str, Any]) -> None:
 
 def _check_output(config: dict[str, Any]) -> None:
     """A folder that holds something already, and an unknown `tie`."""
-    from lighttoken.artifact.table import METADATA_FILE
-    from lighttoken.backbone.embedding import Tie
-
     _check_choice("tie", config["tie"], get_args(Tie))
     for file, content in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
         if Path(config["output"], file).exists() and not config["overwrite"]:

@@ -43,7 +43,7 @@ def one_line(error: BaseException, config_name: str) -> str | None:
 
 
 def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
-    """An error of Hydra or OmegaConf: in our words where we know it, else its own lines joined."""
+    """The message of an error of Hydra or OmegaConf: in our words where we know it, else its lines joined."""
     if str(error).startswith("Could not override 'experiment'"):
         return "an experiment is added, not overridden: write +experiment=NAME"
     if match := re.match(r"Could not override '([^']+)'", str(error)):
@@ -66,7 +66,7 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
 
 
 def _unknown_key(path: str, config_name: str) -> str:
-    """The message for an override of an unknown key: it names the key of the same group that was probably meant."""
+    """The message for an override of an unknown key: it names the closest key of the same group."""
     groups = [entry for entry in sys.argv[1:] if (Path(config_dir()) / entry.lstrip("+").partition("=")[0]).is_dir()]
     with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
         try:

@@ -27,7 +27,7 @@ from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
 from lighttoken.run.records import MODEL_FOLDER, Record, find_reference, make_paths_absolute
 from lighttoken.run.screen import print_closing_table
-from lighttoken.run.tracking import log_results, log_sizes, open_loggers
+from lighttoken.run.tracking import log_result, log_sizes, open_loggers
 from lighttoken.run.trainer import CHECKPOINT_FILE, load_best, make_trainer, resume_folder
 from lighttoken.run.transfer import load_body, load_teacher
 from lighttoken.tasks.data import TaskData
@@ -73,7 +73,8 @@ def train(config: DictConfig) -> Record:
             with record.phase("predict"):  # answer the test split
                 predict(run, module)
         reference = find_reference(record, Path(config.output_dir))
-        log_results(loggers, record, reference)
+        for logger in loggers:
+            log_result(logger, record, reference)
     if config.resume:
         shutil.rmtree(resume_folder(config), ignore_errors=True)
     print_closing_table(record, reference)

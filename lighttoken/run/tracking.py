@@ -1,7 +1,6 @@
-"""Loggers: the start and the end of their run, its sizes, and for W&B a summary, charts and the artifact.
+"""The loggers of a run. All get the config, the sizes and the curves; W&B a summary, charts and the artifact too.
 
-Every logger gets the config and the curves. W&B has more: `start`, `log_result` and `finish` dispatch on the logger's
-class, so that a run treats all loggers alike.
+`start`, `log_result` and `finish` dispatch on the class of the logger, so that a run treats all loggers alike.
 """
 
 import os
@@ -45,12 +44,6 @@ def log_sizes(loggers: list[Logger], record: Record) -> None:
         logger.log_metrics(sizes, step=0)
 
 
-def log_results(loggers: list[Logger], record: Record, reference: dict[str, Any] | None) -> None:
-    """Log what the loggers take of a record that is complete, next to the uncompressed run if there is one."""
-    for logger in loggers:
-        log_result(logger, record, reference)
-
-
 @singledispatch
 def start(logger: Logger, record: Record) -> None:
     """Open the logger's run and log the config."""
@@ -59,7 +52,7 @@ def start(logger: Logger, record: Record) -> None:
 
 @singledispatch
 def log_result(logger: Logger, record: Record, reference: dict[str, Any] | None) -> None:
-    """Log the result of a run beside its curves; most loggers have no place for it."""
+    """Log the result of a run, next to the uncompressed run if there is one; most loggers take only curves."""
 
 
 @singledispatch
@@ -95,7 +88,7 @@ def _(logger: WandbLogger, record: Record, reference: dict[str, Any] | None) -> 
 
 @finish.register
 def _(logger: WandbLogger, exit_code: int) -> None:
-    """Close the W&B run: the next job of the process opens its own."""
+    """Close the W&B run, so that the next job of the process opens another."""
     logger.experiment.finish(exit_code=exit_code)
 
 
