@@ -25,7 +25,9 @@ def explained_values(folder: str, *, _root_: DictConfig) -> str:
     for part in (values, groups):
         for path, line in _with_paths(OmegaConf.to_yaml(OmegaConf.masked_copy(_root_, part))):
             indent = " " * (len(line) - len(line.lstrip()))
-            lines += ["", *(f"{indent}{head}" for head in heads[path])] if path in heads else []
+            if path in groups:
+                lines.append("")
+            lines += [f"{indent}{head}" for head in heads.get(path, ())]
             lines.append(f"{line:<{COLUMN}}# {comments[path]}" if path in comments else line)
     return "\n".join(lines).replace("$", "$$")
 

@@ -67,12 +67,16 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
 
 def _unknown_key(path: str, config_name: str) -> str:
     """The message for an override of an unknown key: it names the closest key of the same group."""
-    groups = [entry for entry in sys.argv[1:] if (Path(config_dir()) / entry.lstrip("+").partition("=")[0]).is_dir()]
+    chosen = {entry.lstrip("+").partition("=")[0]: entry for entry in sys.argv[1:]}
+    groups = [entry for key, entry in chosen.items() if key != path and Path(config_dir(), key).is_dir()]
     with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
         try:
             config = hydra.compose(config_name, groups)
         except HydraException:  # a sweep over a group
             config = hydra.compose(config_name)
+    group, _, key = path.rpartition("/")
+    if group and Path(config_dir(), path).is_dir():  # a group that only some choices of the group above have
+        return f"{group}={config[group].name} has no {key}; leave out {path}"
     group, _, key = path.rpartition(".")
     node = OmegaConf.select(config, group) if group else config
     if not isinstance(node, DictConfig):

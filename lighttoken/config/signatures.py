@@ -5,10 +5,13 @@ import difflib
 import inspect
 import types
 import typing
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
 
+from lighttoken.config.schema import config_dir
 from lighttoken.errors import LighttokenError
 
 SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
@@ -36,8 +39,12 @@ def _check_target(path: str, node: dict) -> None:
     keys = set(node) - SPECIAL_KEYS
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         check_keys(path, keys, set(known))
-    for key in sorted(keys & set(hints)):
-        value = node[key]
+    for key in sorted(keys):
+        value, group = node[key], f"{path}.{key}".replace(".", "/")
+        if isinstance(value, str) and Path(config_dir(), group).is_dir():
+            raise LighttokenError(f"{path}.{key}={value} names a config of a group: write {group}={value}")
+        if key not in hints:
+            continue
         if not (isinstance(value, dict) and "_target_" in value) and not _fits(value, hints[key]):
             raise LighttokenError(f"{path}.{key} is {value!r}; it must be {_in_words(hints[key])}")
 
@@ -87,6 +94,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if origin is typing.Literal:
         return value in arguments
+    if origin in (list, Sequence):
+        return isinstance(value, list)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint in (int, str, bool):
@@ -101,6 +110,8 @@ def _in_words(hint: Any) -> str:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_in_words, typing.get_args(hint))))
+    if typing.get_origin(hint) in (list, Sequence):
+        return "a list in brackets"
     if hint is types.NoneType:
         return "null"
     return f"of type {hint.__name__ if isinstance(hint, type) else hint}"

@@ -29,6 +29,7 @@ from lighttoken.config.check import check
             "task._target_=lighttoken.Nothing cannot be imported; check its spelling",
         ),
         (["task.batch_size=null"], "task.batch_size is None; it must be of type int"),
+        (["task.text_columns=text"], "task.text_columns is 'text'; it must be a list in brackets"),
         (["codec=svd", "codec.rank=true"], "codec.rank is True; it must be of type int or null"),
     ],
 )
