@@ -38,7 +38,7 @@ def train(command, checkpoint, sst2):
         path = checkpoint(architecture)
         data = ["task=sst2", f"task.data_dir={sst2}", f"model.path={path}", "trainer.accelerator=cpu", "progress=false"]
         other = any(entry.startswith("codec=") for entry in arguments)
-        settings = [entry for entry in QUICK if not (other and entry.startswith("codec."))]
+        settings = [entry for entry in QUICK if not (other and entry.startswith("codec"))]
         exit_code, out, err = command("train", *data, *settings, *arguments)
         assert exit_code == code, err
         (folder,) = set(Path().glob("outputs/runs/*")) - before
