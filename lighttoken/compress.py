@@ -1,15 +1,15 @@
 """python -m lighttoken.compress: compress a table and write the artifact. See conf/compress.yaml."""
 
-from lighttoken.config.command import door
-from lighttoken.run.screen import quiet_imports
+from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
     quiet_imports()
+    from lighttoken.config.command import run_command
     from lighttoken.run.compression import compress
 
-    door("compress", compress)
+    run_command("compress", compress)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,30 @@
-"""python -m lighttoken.show FOLDER [--verify SOURCE]: what is in an artifact or a compressed checkpoint."""
+"""python -m lighttoken.show FOLDER [--verify SOURCE]: the content of an artifact or of a compressed checkpoint."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from lighttoken.errors import LighttokenError
+from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
-    """Entry point. Exit code 1: the table is not what it says it is; 2: something cannot be read."""
+    """Entry point. Exit code 1: the table does not match the source; 2: something cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m lighttoken.show", description="What is in an artifact or a compressed checkpoint."
+        prog="python -m lighttoken.show", description="Show the content of an artifact or of a compressed checkpoint."
     )
-    parser.add_argument("folder", type=Path, help="what lighttoken.compress wrote")
-    parser.add_argument("--verify", metavar="SOURCE", help="compare with this: a checkpoint's folder or a model= name")
+    parser.add_argument("folder", type=Path, help="folder that lighttoken.compress has written")
+    parser.add_argument(
+        "--verify", metavar="SOURCE", help="compare with the original table: a checkpoint's folder or a model= name"
+    )
     arguments = parser.parse_args()
+    quiet_imports()
+    from lighttoken.config.schema import load_backbone
     from lighttoken.run.inspection import show
 
     try:
-        same = show(arguments.folder, arguments.verify)
+        source = load_backbone(arguments.verify) if arguments.verify else None
+        same = show(arguments.folder, source)
     except LighttokenError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

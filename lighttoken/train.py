@@ -1,15 +1,15 @@
 """python -m lighttoken.train: compress, fine-tune, evaluate, record. See conf/train.yaml."""
 
-from lighttoken.config.command import door
-from lighttoken.run.screen import quiet_imports
+from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
     quiet_imports()
+    from lighttoken.config.command import run_command
     from lighttoken.run.pipeline import train
 
-    door("train", train)
+    run_command("train", train)
 
 
 if __name__ == "__main__":

@@ -1,119 +1,124 @@
-"""Checks of a config against the classes that it names."""
+"""All checks that need nothing but the config, in one place, before any work.
 
-import contextlib
-import difflib
-import inspect
-import types
-import typing
-from typing import Any
+Elsewhere: whether a device is there (`run/trainer.py`), whether the data has the rows (`tasks/`), and whether a codec
+can meet the ratio (`codec/`).
+"""
+
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from lighttoken.artifact.table import METADATA_FILE
+from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.precision import check_precision
+from lighttoken.codec.quality import check_quality
 from lighttoken.config.schema import Compress, Train
+from lighttoken.config.signatures import check_keys, check_node, parameters
 from lighttoken.errors import LighttokenError
 
-SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
 
 def check(config: DictConfig) -> None:
-    """Raise LighttokenError for missing values, and for keys and types that the classes behind the config refuse."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
+    """Raise LighttokenError, with the values and the cure, for the first thing in a config that cannot work."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
         raise LighttokenError(f"missing {', '.join(missing)}; add {missing[0]}=VALUE to the command")
-    if "seed" in config and not 0 <= config.seed < 2**32:
-        raise LighttokenError(f"seed is {config.seed}; it must be 0 or above, and below 2^32")
-    compresses = "codec" in config and config.codec.get("name") != "none"
-    if compresses and "ratio" in config and not config.ratio > 1:
-        raise LighttokenError(f"ratio is {config.ratio:g}; it must be above 1, for example ratio=25")
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     schema = OmegaConf.get_type(config)
+    _check_numbers(plain)
     if schema in (Train, Compress):
-        _check_keys("", set(map(str, container)), set(typing.get_type_hints(schema)))
-    _check_node("", container)
+        check_keys("", set(map(str, plain)), set(get_type_hints(schema)))
+    check_node("", plain)
+    if schema is Train:
+        _check_precisions(plain)
+        _check_callbacks(plain)
+        _check_trainer(plain["trainer"])
+    if schema is Compress:
+        _check_goal(plain)
+        _check_output(plain)
 
 
-def _check_node(path: str, node: Any) -> None:
-    if isinstance(node, list):
-        for index, entry in enumerate(node):
-            _check_node(f"{path}[{index}]", entry)
-    if not isinstance(node, dict):
+def _check_numbers(config: dict[str, Any]) -> None:
+    """Seed and ratio."""
+    if not 0 <= config.get("seed", 0) < 2**32:
+        raise LighttokenError(f"seed is {config['seed']}; it must be 0 or above, and below 2^32")
+    if (config.get("codec") or {}).get("name", "none") != "none" and not config.get("ratio", 25) > 1:
+        raise LighttokenError(f"ratio is {config['ratio']:g}; it must be above 1, for example ratio=25")
+
+
+def _check_precisions(config: dict[str, Any]) -> None:
+    """Precisions that are unknown, that need a library that is not there, or that would round the scores."""
+    check_precision(config["backbone_precision"])
+    _check_choice("matmul_precision", config["matmul_precision"], MATMUL_PRECISIONS)
+    precision = config["trainer"].get("precision")
+    if str(precision) in ("16-true", "bf16-true"):
+        raise LighttokenError(
+            f"trainer.precision={precision} rounds labels and scores too; set trainer.precision=bf16-mixed, and "
+            "backbone_precision=bfloat16 for the weights that are stored"
+        )
+
+
+def _check_callbacks(config: dict[str, Any]) -> None:
+    """Callbacks that decide by reported scores, or by held-out rows where task.dev_fraction is 0."""
+    watched = []
+    for callback in (config["callbacks"] or {}).values():
+        if isinstance(callback, dict) and "_target_" in callback:
+            parameter = parameters(hydra.utils.get_object(callback["_target_"]))[0].get("monitor")
+            monitor = callback.get("monitor", getattr(parameter, "default", None))
+            watched += [monitor] if isinstance(monitor, str) else []
+    if scores := [name for name in watched if not name.startswith(("dev/", "train/"))]:
+        raise LighttokenError(
+            f"callbacks watch {', '.join(scores)}, which is a reported score and must not decide anything; watch "
+            "dev/loss instead, with task.dev_fraction=0.05"
+        )
+    if not config["task"].get("dev_fraction") and any(name.startswith("dev/") for name in watched):
+        raise LighttokenError(
+            f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
+        )
+
+
+def _check_trainer(trainer: dict[str, Any]) -> None:
+    """Training without an end, and more than one process."""
+    from lighttoken.run.trainer import check_processes  # here, as it imports Lightning, which compress can do without
+
+    epochs = trainer.get("max_epochs")
+    # Lightning stops after 1,000 epochs if nothing is set, and never if max_time is.
+    endless = epochs < 0 if epochs is not None else trainer.get("max_time") is not None
+    if endless and trainer.get("max_steps", -1) < 0:
+        raise LighttokenError(
+            f"trainer.max_epochs={epochs} has no end, and the learning rate falls to 0 at the end; set "
+            "trainer.max_epochs=3, or trainer.max_steps"
+        )
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    check_processes(devices, count * int(trainer.get("num_nodes", 1)))
+
+
+def _check_goal(config: dict[str, Any]) -> None:
+    """Nothing to compress, a quality that cannot be, or a ratio and a quality at once."""
+    quality = config["quality"]
+    if config["codec"]["name"] == "none":
+        raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
+    if quality is None:
         return
-    if "_target_" in node:
-        _check_target(path, node)
-    for key, entry in node.items():
-        _check_node(f"{path}.{key}" if path else str(key), entry)
+    check_quality(config["measure"], quality)
+    if ratio := [entry for entry in HydraConfig.get().overrides.task if entry.startswith("ratio=")]:
+        raise LighttokenError(f"{ratio[0]} and quality={quality:g} are two goals; give one of them")
 
 
-def _check_target(path: str, node: dict) -> None:
-    try:
-        target = hydra.utils.get_object(node["_target_"])
-    except Exception as error:  # what an import of someone's module may raise is open
-        raise LighttokenError(f"{path}._target_={node['_target_']} cannot be imported; check its spelling") from error
-    parameters, hints = _parameters(target)
-    keys = set(node) - SPECIAL_KEYS
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        _check_keys(path, keys, set(parameters))
-    for key in keys & set(hints):
-        value = node[key]
-        if not (isinstance(value, dict) and "_target_" in value) and not _fits(value, hints[key]):
-            raise LighttokenError(f"{path}.{key} is {value!r}; it must be {_in_words(hints[key])}")
+def _check_output(config: dict[str, Any]) -> None:
+    """A folder that holds something already, and an unknown `tie`."""
+    _check_choice("tie", config["tie"], get_args(Tie))
+    for file, content in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
+        if Path(config["output"], file).exists() and not config["overwrite"]:
+            raise LighttokenError(
+                f"output={config['output']} holds {content} already; choose another folder or add overwrite=true"
+            )
 
 
-def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """Parameters of a class or function; where a class passes **kwargs on, those of the class above it too."""
-    parameters: dict[str, inspect.Parameter] = {}
-    hints: dict[str, Any] = {}
-    classes = inspect.getmro(target) if inspect.isclass(target) else ()
-    for owner in [entry for entry in classes if "__init__" in vars(entry)] or [target]:
-        function = owner.__init__ if inspect.isclass(owner) else owner
-        own = dict(inspect.signature(function).parameters)
-        own.pop("self", None)
-        # A library's annotation may be for type checkers alone; its values then go unchecked here.
-        with contextlib.suppress(NameError, TypeError):
-            hints = typing.get_type_hints(function) | hints
-        passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values())
-        ours = getattr(owner, "__module__", "").startswith("lighttoken")
-        parameters |= {name: p for name, p in own.items() if not (ours and p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL))}
-        if not (passes_on and ours):
-            break
-    return parameters, hints
-
-
-def _check_keys(path: str, keys: set[str], known: set[str]) -> None:
-    for key in sorted(keys - known):
-        prefix = f"{path}." if path else ""
-        raise LighttokenError(f"unknown key {prefix}{key}; {_cure(prefix, key, known)}")
-
-
-def _cure(prefix: str, key: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    listed = ", ".join(sorted(each for each in known if not each.startswith("_")))
-    return f"did you mean {prefix}{close[0]}?" if close else f"known: {listed}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of an annotated type; types that are not plain are taken on trust."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint in (int, str, bool):
-        return type(value) is hint
-    if hint is types.NoneType:
-        return value is None
-    return value is not None or hint is Any
-
-
-def _in_words(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_in_words, typing.get_args(hint))))
-    if hint is types.NoneType:
-        return "null"
-    return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
+def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise LighttokenError(f"unknown {key}={value!r}; choose one of {', '.join(choices)}")

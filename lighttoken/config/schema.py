@@ -1,20 +1,26 @@
-"""Keys and types of the configs, where they are, and what Hydra is told of them."""
+"""The keys and types of the configs, where the configs are, and what Hydra knows of them."""
 
 import netrc
 import os
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from lighttoken.config.help import explained_values
+from lighttoken.errors import LighttokenError
+
+if TYPE_CHECKING:
+    from lighttoken.backbone.source import Backbone
+
 
 @dataclass
 class Train:
-    """Keys and types of train.yaml; what stands below a group is checked against the class its `_target_` names."""
+    """Keys and types of train.yaml. The keys below a group are checked against the class of its `_target_`."""
 
     model: Any = MISSING
     codec: Any = MISSING
@@ -62,22 +68,42 @@ def config_dir() -> str:
     return str(package.parent / "conf" if in_checkout else package / "conf")
 
 
+def choices(group: str) -> list[str]:
+    """The names of the configs of a group."""
+    return sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
+
+
+def load_backbone(source: str) -> "Backbone":
+    """The backbone of a checkpoint's folder or of a `model=` name. Raises LighttokenError if it is neither."""
+    import hydra
+
+    from lighttoken.backbone.source import Backbone
+
+    names = choices("model")
+    if source in names:
+        register()
+        with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+            return hydra.utils.instantiate(hydra.compose("compress", [f"model={source}"]).model)
+    if not Path(source, "config.json").is_file():
+        raise LighttokenError(f"--verify {source} is no checkpoint: give its folder, or one of {', '.join(names)}")
+    return Backbone(source, path=source)
+
+
 def register() -> None:
-    """Make the schemas and resolvers known to Hydra; repeating it changes nothing."""
+    """Register the schemas and resolvers with Hydra; a second call changes nothing."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="compress_schema", node=Compress)
-    OmegaConf.register_new_resolver("wandb_offline", _wandb_is_offline, replace=True)
-    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
-    OmegaConf.register_new_resolver("by_task", _by_task, replace=True)
-    OmegaConf.register_new_resolver("choices", _choices, replace=True)
-    OmegaConf.register_new_resolver("config_dir", config_dir, replace=True)
-
-
-def _choices(*groups: str) -> str:
-    """What there is to choose from in groups of configs, a line for each."""
-    found = {group: sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml")) for group in groups}
-    return "\n".join(f"{group}: {', '.join(names)}" for group, names in found.items())
+    resolvers: dict[str, Any] = {
+        "wandb_offline": _wandb_is_offline,
+        "sweep_name": _sweep_name,
+        "by_task": _by_task,
+        "choices": lambda *groups: "\n".join(f"{group}: {', '.join(choices(group))}" for group in groups),
+        "values": explained_values,
+        "config_dir": config_dir,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def _sweep_name() -> str | None:
@@ -93,14 +119,14 @@ def _by_task(default: Any, others: DictConfig, *, _root_: DictConfig) -> Any:
 
 
 def _wandb_is_offline() -> bool:
-    """Whether there is no key to log in to W&B with; `WANDB_MODE` in the environment decides where it is set."""
+    """Whether W&B has no key to log in with; `WANDB_MODE` in the environment decides if it is set."""
     if "WANDB_MODE" in os.environ:  # Lightning's offline logger sets dryrun, for all later runs of the process
         return os.environ["WANDB_MODE"] in ("offline", "dryrun")
     return not has_wandb_key()
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B finds a key to log in with, in the environment or as `wandb login` left it."""
+    """Whether W&B has a key to log in with, in the environment or from `wandb login`."""
     host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         saved = netrc.netrc().authenticators(host)

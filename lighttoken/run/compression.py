@@ -4,16 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lighttoken.artifact.files import make_directory
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
 from lighttoken.backbone.source import Backbone
-from lighttoken.codec import Codec, Uncompressed, compress_table
-from lighttoken.codec.quality import check_quality, compress_to_quality
-from lighttoken.errors import LighttokenError
+from lighttoken.codec import Codec, compress_table
+from lighttoken.codec.quality import compress_to_quality
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.screen import print_plan, print_rows, size
@@ -25,17 +23,8 @@ def compress(config: DictConfig) -> CompressedTable:
     """Compress the table of a backbone and write the artifact, or a checkpoint of the model with it in."""
     quiet_libraries(config.progress)
     backbone: Backbone = instantiate(config.model)
-    codec: Codec | Uncompressed = instantiate(config.codec)
-    if isinstance(codec, Uncompressed):
-        raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
-    if config.quality is not None:
-        check_quality(config.measure, config.quality)  # before the work, not after it
-        if ratio := [each for each in HydraConfig.get().overrides.task if each.startswith("ratio=")]:
-            raise LighttokenError(f"{ratio[0]} and quality={config.quality:g} are two goals; give one of them")
+    codec: Codec = instantiate(config.codec)
     output = Path(config.output)
-    for file, held in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
-        if (output / file).exists() and not config.overwrite:
-            raise LighttokenError(f"output={output} holds {held} already; choose another folder or add overwrite=true")
     make_directory(output)
     table = backbone.table()
     importance = measure_importance(backbone, codec, len(table), config.seed, config.progress)

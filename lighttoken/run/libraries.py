@@ -1,12 +1,9 @@
-"""What the libraries print."""
+"""What the libraries print, and how to keep it out of the terminal. Imports none of them before it is called."""
 
 import logging
 import warnings
 
-import datasets
-import transformers
-
-# What the libraries say on every run, about things that are meant to be as they are.
+# Warnings on every run, about settings that are intended.
 NOISE = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     "Experiment logs directory .* exists and is not empty.*",
@@ -15,8 +12,17 @@ NOISE = (
 )
 
 
+def quiet_imports() -> None:
+    """Silence what torchao and faiss print while they are imported. Call this before."""
+    for name in ("torchao", "torch.utils._pytree", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def quiet_libraries(progress: bool) -> None:
-    """Keep what the libraries say on every run out of the terminal, and their progress bars if none are wanted."""
+    """Silence the warnings of every run, and without `progress` the progress bars of datasets and transformers."""
+    import datasets
+    import transformers
+
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a record tells of a table and of an artifact: spectrum, bound, error by frequency, bytes by part."""
+"""Numbers of a record about a table and an artifact: spectrum, bound, error by frequency, bytes by part."""
 
 from functools import lru_cache
 from typing import Any
@@ -12,15 +12,15 @@ from lighttoken.codec.loss import ROWS_PER_CHUNK, table_variance
 from lighttoken.codec.prior import WordFrequency
 from lighttoken.errors import LighttokenError
 
-SINGULAR_VALUES = 128  # kept at most, evenly spread over the logarithm of their index
+SINGULAR_VALUES = 128  # at most in a record, spread evenly over the logarithm of their index
 BOUND_RATIOS = [round(10 ** (i / 8), 3) for i in range(2, 23)]  # 1.8 to 562
 
 
 def measure_table(table: Tensor) -> dict[str, Any]:
     """Size, singular values and Gaussian bound of a table (V, d), as plain JSON values.
 
-    `singular_values`: `index`, counted from 1, and `value`, falling. `gaussian_bound`: `ratio` and `nmse`, the least
-    mean squared error over the table's variance that codes of so many bytes can have.
+    `singular_values`: `index`, counted from 1, and `value`, falling. `gaussian_bound`: `ratio` and `nmse`, the smallest
+    possible mean squared error over the table's variance at that ratio.
     """
     values = _covariance(table, centred=False).mul(len(table)).clamp_min(0).sqrt().tolist()
     steps = torch.logspace(0, torch.tensor(float(len(values))).log10().item(), SINGULAR_VALUES, dtype=torch.float64)
@@ -38,13 +38,13 @@ def measure_table(table: Tensor) -> dict[str, Any]:
 
 
 def measure_artifact(table: Tensor, compressed: CompressedTable, frequencies: Tensor | None) -> dict[str, Any]:
-    """How a compressed table errs against its table (V, d), and what its bytes are spent on, as plain JSON values.
+    """The errors of a compressed table against its table (V, d), and its bytes by part, as plain JSON values.
 
-    `nmse_by_frequency_tenth`: mean squared error over the table's variance of the tenth of the rows with the largest
-    `frequencies` (V,), of the next, and so on; absent without frequencies. `bound_nmse`: the Gaussian bound at the
-    artifact's bytes. `bytes_by_part`: bytes of each part, `description` being all that is not a tensor.
+    `nmse_by_frequency_tenth`: mean squared error over the table's variance, first for the tenth of the rows with the
+    largest `frequencies` (V,), then for the next tenth, and so on; absent without frequencies. `bound_nmse`: the
+    Gaussian bound at the artifact's bytes. `bytes_by_part`: bytes by part; `description` is all that is not a tensor.
     """
-    told: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "bound_nmse": _short(_bound(table, _covariance(table, centred=True), compressed.nbytes)),
         "bytes_by_part": bytes_by_part(compressed),
     }
@@ -52,12 +52,12 @@ def measure_artifact(table: Tensor, compressed: CompressedTable, frequencies: Te
         chunks = torch.arange(len(table)).split(ROWS_PER_CHUNK)
         errors = torch.cat([(table[ids] - compressed.decode(ids)).square().mean(1) for ids in chunks])
         ordered = errors[frequencies.argsort(descending=True, stable=True)] / table_variance(table)
-        told["nmse_by_frequency_tenth"] = [_short(float(each.mean())) for each in ordered.tensor_split(10)]
-    return told
+        numbers["nmse_by_frequency_tenth"] = [_short(float(tenth.mean())) for tenth in ordered.tensor_split(10)]
+    return numbers
 
 
 def bytes_by_part(compressed: CompressedTable) -> dict[str, int]:
-    """Bytes of each part of an artifact, largest first, scales with what they scale; they add up to `nbytes`."""
+    """Bytes of an artifact by part, largest first; they add up to `nbytes`. Scales count with their numbers."""
     sizes: dict[str, int] = {}
     for name, tensor in compressed.tensors.items():
         part = name.removesuffix(".scale")
@@ -67,11 +67,11 @@ def bytes_by_part(compressed: CompressedTable) -> dict[str, int]:
 
 
 def common_frequencies(tokenizer: Any, rows: int) -> Tensor | None:
-    """Share of each token in English text, (rows,): the `wordfreq` prior, whatever prior a codec follows.
+    """Share of each token in English text, (rows,): the `wordfreq` prior, whatever prior a codec has.
 
-    So the tenths of all codecs hold the same rows. Tokens that the word list never meets come last, in the order of
-    their ids. None for a tokenizer without a fast backend or that knows no English word. Takes seconds, once for each
-    tokenizer and process.
+    So the tenths of all codecs hold the same rows. Tokens that the word list does not have come last, in the order of
+    their ids. None for a tokenizer without a fast backend, or one that knows no English word. It takes seconds, once
+    for a tokenizer and process.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else _common_frequencies(backend.to_str(), rows)
@@ -86,7 +86,7 @@ def _common_frequencies(backend: str, rows: int) -> Tensor | None:
 
 
 class _Backend:
-    """As much of a transformers tokenizer as a prior asks for, five times as fast: ids and nothing else."""
+    """The part of a transformers tokenizer that a prior uses, five times as fast: ids and nothing else."""
 
     def __init__(self, serialized: str):
         from tokenizers import Tokenizer
@@ -99,11 +99,11 @@ class _Backend:
         if isinstance(texts, str):
             return {"input_ids": self.tokenizer.encode(texts, add_special_tokens=add_special_tokens).ids}
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-        return {"input_ids": [each.ids for each in encoded]}
+        return {"input_ids": [encoding.ids for encoding in encoded]}
 
 
 def _covariance(table: Tensor, centred: bool) -> Tensor:
-    """Eigenvalues (d,) float64, falling, of table.T @ table / V, of the centred table if so asked."""
+    """Eigenvalues (d,) float64, falling, of table.T @ table / V; with `centred`, those of the centred table."""
     table = table.detach().float().cpu()
     moments = (table.T @ table).double() / len(table)
     if centred:
@@ -113,6 +113,7 @@ def _covariance(table: Tensor, centred: bool) -> Tensor:
 
 
 def _bound(table: Tensor, spectrum: Tensor, nbytes: float) -> float:
+    """The Gaussian bound of the nmse of a table (V, d) whose centred spectrum is given, at that many bytes."""
     return reverse_water_filling(spectrum, 8 * nbytes / len(table))[0] / table_variance(table) / table.shape[1]
 
 

@@ -1,4 +1,4 @@
-"""record.json: what a run was asked, what it did, what came out. Written at the start, finished at the end."""
+"""record.json: the settings of a run, its phases, its results. Written at the start, finished at the end."""
 
 import json
 import logging
@@ -20,20 +20,22 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from lighttoken.artifact.files import make_directory, write_atomically
+from lighttoken.backbone.precision import model_bytes
 from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
-MODEL_FOLDER = "model"  # of a run that kept its model
+MODEL_FOLDER = "model"  # in the folder of a run with save_model=true
 LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
-# What may differ between a run and the uncompressed one that its score is compared with.
+# Keys that may differ between a run and the uncompressed run that its score is compared with.
 NOT_RECIPE = (
     "codec",
-    "schedule",
+    "schedule",  # of records made before it moved into the codec
     "ratio",
     "backbone_precision",
     "output_dir",
@@ -43,15 +45,15 @@ NOT_RECIPE = (
     "resume",
     "skip_done",
     "save_model",
-    "distill",  # from a reference
+    "distill",  # its teacher is such an uncompressed run
 )
-# What may differ between two commands that ask for the same run.
+# Keys that may differ between two commands that ask for the same run.
 NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
 
 
 @dataclass
 class Record:
-    """One execution. Sizes are in bytes, times in seconds; `ratio` is measured, `ratio_asked` is what was asked for."""
+    """One execution. Sizes are in bytes, times in seconds; `ratio` is measured, `ratio_asked` is the config's."""
 
     directory: Path
     config: dict[str, Any]
@@ -66,12 +68,12 @@ class Record:
     ratio: float | None = None
     table_bytes: int | None = None  # V * d * 4
     artifact_bytes: int | None = None
-    model_bytes: int | None = None  # of all parameters of the uncompressed model, in float32
-    stored_bytes: int | None = None  # of the model as it was evaluated
+    model_bytes: int | None = None  # all parameters of the uncompressed model, in float32
+    stored_bytes: int | None = None  # the model as it was evaluated
     artifact: str | None = None
     artifact_reused: bool = False
-    resumed: str | None = None  # the checkpoint that fine-tuning went on from
-    table: dict[str, Any] = field(default_factory=dict)  # of `lighttoken.run.measure.measure_table`
+    resumed: str | None = None  # checkpoint that fine-tuning continued from
+    table: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.measure.measure_table`
     compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
@@ -89,6 +91,26 @@ class Record:
         make_directory(self.directory)
         write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
 
+    def add_model(self, model: nn.Module, table: torch.Tensor) -> None:
+        """Enter the sizes of the uncompressed model and of its table, both in float32."""
+        self.table_bytes = self.artifact_bytes = 4 * table.numel()
+        self.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+
+    def add_artifact(self, nbytes: int | None, directory: Path | None = None, reused: bool = False) -> None:
+        """Enter the artifact and the measured ratio. With codec=none the artifact is the table and has no directory."""
+        self.artifact_bytes, self.artifact_reused = nbytes, reused
+        self.artifact = None if directory is None else str(directory)
+        self.ratio = _quotient(self.table_bytes, nbytes)
+
+    def add_stored_model(self, model: nn.Module) -> None:
+        """Enter the size of the model as it is stored and evaluated."""
+        self.stored_bytes = model_bytes(model)
+
+    @property
+    def table_shares(self) -> tuple[float | None, float | None]:
+        """The table's share of the uncompressed model, and the artifact's share of the stored model."""
+        return _quotient(self.table_bytes, self.model_bytes), _quotient(self.artifact_bytes, self.stored_bytes)
+
     @contextmanager
     def running(self) -> Iterator["Record"]:
         """The record says `running` inside, then `done`, or `failed` with the error, whatever it was."""
@@ -98,9 +120,9 @@ class Record:
         try:
             yield self
             self.status = "done"
-        except BaseException as ended:
-            stopped = isinstance(ended, SystemExit) and isinstance(ended.__context__, KeyboardInterrupt)
-            error = ended.__context__ if stopped else ended  # Lightning makes an exit of Ctrl-C
+        except BaseException as reason:
+            interrupted = isinstance(reason, SystemExit) and isinstance(reason.__context__, KeyboardInterrupt)
+            error = reason.__context__ if interrupted else reason  # Lightning turns Ctrl-C into an exit
             self.status, self.error = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:
@@ -110,7 +132,7 @@ class Record:
             try:
                 self.save()
             except LighttokenError:
-                log.error("no place for %s; the scores were %s", RECORD_FILE, self.metrics)
+                log.error("%s cannot be written; the scores were %s", RECORD_FILE, self.metrics)
                 raise
 
     @contextmanager
@@ -124,9 +146,9 @@ class Record:
 
 
 def read_records(root: Path) -> list[dict[str, Any]]:
-    """All records under a folder, each with its `directory`; a file that is no record is left out."""
+    """All records under a folder, with their `directory`. A file that is no record is left out."""
     records = []
-    # Unlike Path.rglob, os.walk goes on where another process removes a folder meanwhile.
+    # Unlike Path.rglob, os.walk goes on when another process removes a folder meanwhile.
     for path in sorted(Path(folder, RECORD_FILE) for folder, _, files in os.walk(root) if RECORD_FILE in files):
         try:
             content = json.loads(path.read_bytes())
@@ -140,24 +162,35 @@ def read_records(root: Path) -> list[dict[str, Any]]:
 
 
 def make_paths_absolute(config: DictConfig) -> None:
-    """Make the paths of what a run reads absolute: runs from different folders can then be compared."""
+    """Make the paths that a run reads absolute, so that runs from different folders can be compared."""
     for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from"), (config, "distill")):
         if node.get(key):
             node[key] = str(Path(node[key]).expanduser().resolve())
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config makes it another run. Where nothing is compressed, the ratio and the schedule do not."""
+    """The part of a config that makes it another run. With codec=none, the ratio does not."""
     ignored = NOT_ASKED + (("ratio", "schedule") if config["codec"].get("name") == "none" else ())
-    return {key: value for key, value in config.items() if key not in ignored}
+    return {key: _class_names(value) for key, value in config.items() if key not in ignored}
 
 
 def recipe(config: dict[str, Any]) -> dict[str, Any]:
-    """What two runs must share for their scores to be compared: the config but for the codec and its like."""
-    told = {key: value for key, value in config.items() if key not in NOT_RECIPE}
-    finetune = config.get("finetune") or {}
-    told["finetune"] = {key: value for key, value in finetune.items() if not key.startswith("distill_")}
-    return told | {"init_from": bool(config.get("init_from"))}  # of its own run, which has its own codec
+    """The part of a config that two runs must share for their scores to be compared: all but the codec and its like."""
+    shared = {key: _class_names(value) for key, value in config.items() if key not in NOT_RECIPE}
+    finetune = shared.get("finetune") or {}
+    shared["finetune"] = {key: value for key, value in finetune.items() if not key.startswith("distill_")}
+    return shared | {"init_from": bool(config.get("init_from"))}  # the run to start from has a codec of its own
+
+
+def _class_names(node: Any) -> Any:
+    """A config whose `_target_`s are bare class names: a class that moves to another module stays the same."""
+    if isinstance(node, list):
+        return [_class_names(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: str(value).rpartition(".")[2] if key == "_target_" else _class_names(value) for key, value in node.items()
+    }
 
 
 def retention(scores: list[float], references: list[float]) -> dict[str, float | None]:
@@ -176,15 +209,15 @@ def retention(scores: list[float], references: list[float]) -> dict[str, float |
 
 
 def is_reference(record: dict[str, Any]) -> bool:
-    """Whether a record is of a model with nothing compressed, taught by none."""
-    plain = record["config"].get("backbone_precision", "float32") == "float32" and not record["config"].get("distill")
-    return record.get("codec") == "none" and plain
+    """Whether a record is of an uncompressed model in float32 that learned from no teacher."""
+    unchanged = record["config"].get("backbone_precision", "float32") == "float32"
+    return record.get("codec") == "none" and unchanged and not record["config"].get("distill")
 
 
 def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
-    """The latest finished record under a folder with the same recipe and seed and nothing compressed, or None.
+    """The latest finished uncompressed record under a folder with the same recipe, seed and kind of device, or None.
 
-    Of the same kind of device, on which alone a seed draws the same numbers.
+    Another kind of device draws other random numbers from the same seed.
     """
     references = [
         other
@@ -196,7 +229,7 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """What a run is on."""
+    """The machine that a run is on."""
     accelerator = torch.accelerator.current_accelerator()
     return {
         "machine": platform.machine(),
@@ -205,6 +238,10 @@ def hardware() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "none"),
     }
+
+
+def _quotient(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _peak_memory() -> int:

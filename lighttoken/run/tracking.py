@@ -1,24 +1,103 @@
-"""What a W&B run is told beside its curves: a flat config, tags, a summary, tables, figures and the artifact."""
+"""The loggers of a run. All get the config, the sizes and the curves; W&B a summary, charts and the artifact too.
+
+`start`, `log_result` and `finish` dispatch on the class of the logger, so that a run treats all loggers alike.
+"""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
 
 from lighttoken.run.average import task_score
 from lighttoken.run.records import Record
 
 DATA_DIR = "WANDB_DATA_DIR"
-NOT_TOLD = ("logger", "output_dir", "progress", "resume", "skip_done")
+HIDDEN = ("logger", "output_dir", "progress", "resume", "skip_done")  # keys that make no difference to a result
+
+
+@contextmanager
+def open_loggers(config: DictConfig, record: Record) -> Iterator[list[Logger]]:
+    """The loggers of the config, started inside and finished at the end, with exit code 1 after an error."""
+    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+    exit_code = 1
+    try:
+        for logger in loggers:
+            start(logger, record)
+        with staging_in(record.directory):
+            yield loggers
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            finish(logger, exit_code)
+
+
+def log_sizes(loggers: list[Logger], record: Record) -> None:
+    """Log the measured ratio and the bytes of the artifact."""
+    sizes: dict[str, Any] = {"table/ratio": record.ratio, "table/bytes": record.artifact_bytes}
+    for logger in loggers:
+        logger.log_metrics(sizes, step=0)
+
+
+@singledispatch
+def start(logger: Logger, record: Record) -> None:
+    """Open the logger's run and log the config."""
+    logger.log_hyperparams(record.config)
+
+
+@singledispatch
+def log_result(logger: Logger, record: Record, reference: dict[str, Any] | None) -> None:
+    """Log the result of a run, next to the uncompressed run if there is one; most loggers take only curves."""
+
+
+@singledispatch
+def finish(logger: Logger, exit_code: int) -> None:
+    """Close the logger's run; most loggers need nothing."""
+
+
+@start.register
+def _(logger: WandbLogger, record: Record) -> None:
+    """A flat config, and the ratio as a tag."""
+    run: Any = logger.experiment
+    columns = {"model": record.model, "task": record.task, "codec": record.codec, "ratio": record.ratio_asked or 1.0}
+    run.config.update(flatten(record.config) | columns)
+    run.tags = (*(run.tags or ()), f"{columns['ratio']:g}x")
+
+
+@log_result.register
+def _(logger: WandbLogger, record: Record, reference: dict[str, Any] | None) -> None:
+    """A summary, charts and the artifact."""
+    import wandb
+
+    run: Any = logger.experiment
+    if run.disabled:  # it would copy the artifact for nothing
+        return
+    run.summary.update(summary(record, reference))
+    if charts := figures(record.table, record.compression, record.codec, record.ratio):
+        run.log(charts)
+    if record.artifact:
+        artifact = wandb.Artifact(Path(record.artifact).name, type="compressed_table", metadata=record.compression)
+        artifact.add_dir(record.artifact)
+        run.log_artifact(artifact)
+
+
+@finish.register
+def _(logger: WandbLogger, exit_code: int) -> None:
+    """Close the W&B run, so that the next job of the process opens another."""
+    logger.experiment.finish(exit_code=exit_code)
 
 
 @contextmanager
 def staging_in(directory: Path) -> Iterator[None]:
-    """Let W&B keep the files that it has yet to send inside a run folder, unless the user said where they go.
+    """Let W&B keep the files that it has yet to send inside a run folder, unless the user has set WANDB_DATA_DIR.
 
-    For a run that is open already: where the variable differs from that of its first run in the process, W&B complains.
+    For use after the W&B run is open: W&B complains where the variable differs from that of its first run in the
+    process.
     """
     if DATA_DIR in os.environ:
         yield
@@ -27,70 +106,51 @@ def staging_in(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[DATA_DIR]  # the next job of a sweep has a folder of its own
+        del os.environ[DATA_DIR]  # the next job of a sweep has another folder
 
 
 def flatten(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     """A nested config with keys like `codec/name`, which W&B shows, filters and groups by as columns.
 
-    The names of classes and what makes no difference to a run are left out.
+    Class names and keys that make no difference to a result are left out.
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{path}{key}/") if path or key not in NOT_TOLD else {}
-        elif not key.startswith("_") and (path or key not in NOT_TOLD):
+            flat |= flatten(value, f"{path}{key}/") if path or key not in HIDDEN else {}
+        elif not key.startswith("_") and (path or key not in HIDDEN):
             flat[path + key] = value
     return flat
 
 
-def open_run(run: Any, record: Record) -> None:
-    """Tell a W&B run its config and its tags."""
-    told = {"model": record.model, "task": record.task, "codec": record.codec, "ratio": record.ratio_asked or 1.0}
-    run.config.update(flatten(record.config) | told)
-    run.tags = (*(run.tags or ()), f"{told['ratio']:g}x")
-
-
-def close_run(run: Any, record: Record, reference: dict[str, Any] | None) -> None:
-    """Tell a W&B run what came out, next to the uncompressed run of the same recipe if there is one."""
-    import wandb
-
-    if run.disabled:  # it would copy the artifact for nothing
-        return
-    run.summary.update(summary(record, reference))
-    if told := figures(asdict(record).get("table", {}), record.compression, record.codec, record.ratio):
-        run.log(told)
-    if record.artifact:
-        artifact = wandb.Artifact(Path(record.artifact).name, type="compressed_table", metadata=record.compression)
-        artifact.add_dir(record.artifact)
-        run.log_artifact(artifact)
-
-
 def figures(table: dict[str, Any], compression: dict[str, Any], codec: str, ratio: float | None) -> dict[str, Any]:
-    """W&B tables and charts of what a record tells of the table and of the artifact, as far as it does."""
+    """W&B tables and charts of the `table` and the `compression` of a record, as far as it has their numbers."""
     import wandb
 
-    told: dict[str, Any] = {}
+    charts: dict[str, Any] = {}
     if tenths := compression.get("nmse_by_frequency_tenth"):
-        rows = wandb.Table(columns=["tenth", "nmse"], data=[list(each) for each in enumerate(tenths, 1)])
-        told["error by frequency"] = rows
-        told["figures/error by frequency"] = wandb.plot.bar(rows, "tenth", "nmse", title="Error by tenth of frequency")
+        rows = wandb.Table(columns=["tenth", "nmse"], data=[list(pair) for pair in enumerate(tenths, 1)])
+        charts["error by frequency"] = rows
+        charts["figures/error by frequency"] = wandb.plot.bar(
+            rows, "tenth", "nmse", title="Error by tenth of frequency"
+        )
     if spectrum := table.get("singular_values"):
         pairs = zip(spectrum["index"], spectrum["value"], strict=True)
-        rows = wandb.Table(columns=["index", "value"], data=[list(each) for each in pairs])
-        told["figures/spectrum"] = wandb.plot.line(rows, "index", "value", title="Singular values of the table")
+        rows = wandb.Table(columns=["index", "value"], data=[list(pair) for pair in pairs])
+        charts["figures/spectrum"] = wandb.plot.line(rows, "index", "value", title="Singular values of the table")
     if (bound := table.get("gaussian_bound")) and "nmse" in compression:
         ratios, errors = [bound["ratio"], [ratio]], [bound["nmse"], [compression["nmse"]]]
         names = ["Gaussian bound", codec]
-        told["figures/rate-distortion"] = wandb.plot.line_series(ratios, errors, names, title="nmse", xname="ratio")
-    return told
+        charts["figures/rate-distortion"] = wandb.plot.line_series(ratios, errors, names, title="nmse", xname="ratio")
+    return charts
 
 
 def summary(record: Record, reference: dict[str, Any] | None) -> dict[str, Any]:
-    """The numbers that a run is compared by; `retention` is that of `score`, the mean of the task's scores."""
+    """The numbers that runs are compared by; `retention` is that of `score`, the mean of the task's scores."""
     score = task_score(record.metrics)
-    told = {"score": score, "ratio": record.ratio, "bytes": record.artifact_bytes, "stored_bytes": record.stored_bytes}
+    numbers: dict[str, Any] = {"score": score, "ratio": record.ratio}
+    numbers |= {"bytes": record.artifact_bytes, "stored_bytes": record.stored_bytes}
     if reference and (uncompressed := task_score(reference["metrics"])):
-        told["retention"] = score / uncompressed
+        numbers["retention"] = score / uncompressed
     errors = {key: record.compression[key] for key in ("nmse", "weighted_nmse", "cosine") if key in record.compression}
-    return told | errors | record.metrics | {f"seconds/{phase}": value for phase, value in record.seconds.items()}
+    return numbers | errors | record.metrics | {f"seconds/{phase}": value for phase, value in record.seconds.items()}

@@ -1,9 +1,7 @@
-"""The Lightning trainer of a run: loggers, callbacks, precisions, checkpoints."""
+"""The Lightning trainer of a run, its callbacks and its checkpoints."""
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,94 +10,71 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from lighttoken.backbone.precision import check_precision
 from lighttoken.errors import LighttokenError
-from lighttoken.run.records import Record, asked_for
-from lighttoken.run.tracking import open_run, staging_in
+from lighttoken.run.records import asked_for
 
 CHECKPOINT_FILE = "last.ckpt"
-
-
-MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
-
-
-def check_precisions(config: DictConfig) -> None:
-    """Raise LighttokenError for precisions that are unknown, cannot be made here, or round scores."""
-    check_precision(config.backbone_precision)
-    if config.matmul_precision not in MATMUL_PRECISIONS:
-        raise LighttokenError(
-            f"unknown matmul_precision={config.matmul_precision!r}; choose one of {', '.join(MATMUL_PRECISIONS)}"
-        )
-    if str(config.trainer.precision) in ("16-true", "bf16-true"):
-        raise LighttokenError(
-            f"trainer.precision={config.trainer.precision} rounds labels and scores too; set "
-            "trainer.precision=bf16-mixed, and backbone_precision=bfloat16 for the weights that are stored"
-        )
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
     """The trainer with its callbacks.
 
-    Raises LighttokenError for callbacks that watch rows which are only ever scored, or held-out rows if there are none,
-    for more than one process, for devices that are not there and for training without an end.
+    Raises LighttokenError for a device that is not there and for more than one process.
     """
-    callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
-    if config.resume:
-        for each in callbacks:  # the same folder when it goes on, or it would forget which epoch was best
-            if isinstance(each, ModelCheckpoint):
-                each.dirpath = str(resume_folder(config) / "best")
-        last = ModelCheckpoint(resume_folder(config), filename=Path(CHECKPOINT_FILE).stem, save_on_train_epoch_end=True)
-        callbacks += [last, Timer()]
-    if not loggers:  # it refuses to work without one
-        callbacks = [each for each in callbacks if not isinstance(each, LearningRateMonitor)]
-    watched = [str(name) for each in callbacks if (name := getattr(each, "monitor", None))]
-    if scored := [name for name in watched if not name.startswith(("dev/", "train/"))]:
-        raise LighttokenError(
-            f"callbacks watch {', '.join(scored)}, which is reported and must not be chosen by; watch dev/loss "
-            "instead, with task.dev_fraction=0.05"
-        )
-    if not config.task.dev_fraction and any(name.startswith("dev/") for name in watched):
-        raise LighttokenError(
-            f"callbacks watch {', '.join(watched)} and task.dev_fraction is 0; set task.dev_fraction=0.05"
-        )
-    told = {
+    callbacks = make_callbacks(config, loggers)
+    settings = {
         "callbacks": callbacks,
         "logger": loggers,
         "default_root_dir": str(directory),
         "enable_progress_bar": config.progress,
-        "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     }
     try:
-        trainer: L.Trainer = instantiate(config.trainer, **told)
+        trainer: L.Trainer = instantiate(config.trainer, **settings)
     except InstantiationException as error:
         if not isinstance(error.__cause__, MisconfigurationException):
             raise
-        asked = ", ".join(f"trainer.{name}={config.trainer[name]}" for name in ("accelerator", "devices", "precision"))
-        said = str(error.__cause__).splitlines()[0].rstrip(".")
+        names = ("accelerator", "devices", "precision")
+        values = ", ".join(f"trainer.{name}={config.trainer[name]}" for name in names)
+        reason = str(error.__cause__).splitlines()[0].rstrip(".")
         raise LighttokenError(
-            f"{asked} do not work here: {said}; trainer.accelerator=auto takes what there is"
+            f"{values} do not work here: {reason}; trainer.accelerator=auto takes what there is"
         ) from error
-    if trainer.max_steps < 0 and (trainer.max_epochs is None or trainer.max_epochs < 0):
-        raise LighttokenError(
-            f"trainer.max_epochs={config.trainer.max_epochs} has no end, which the learning rate falls towards; set "
-            "trainer.max_epochs=3, or trainer.max_steps"
-        )
-    if trainer.world_size > 1:
-        raise LighttokenError(
-            f"trainer.devices={config.trainer.devices} makes {trainer.world_size} processes and a run is one; set "
-            "trainer.devices=1 and, to use more devices, run the jobs of a sweep at once with hydra/launcher=joblib"
-        )
+    check_processes(config.trainer.devices, trainer.world_size)
     return trainer
 
 
-def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None:
-    """Take the weights that a checkpoint callback found best on held-out rows; the last ones stay if none was asked.
+def make_callbacks(config: DictConfig, loggers: list[Logger]) -> list[L.Callback]:
+    """The callbacks of the config and, with `resume`, those that write the checkpoint to continue from."""
+    callbacks: list[L.Callback] = list(instantiate(config.callbacks or {}).values())
+    if config.resume:
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):  # in another folder it would forget which epoch was best
+                callback.dirpath = str(resume_folder(config) / "best")
+        last = ModelCheckpoint(resume_folder(config), filename=Path(CHECKPOINT_FILE).stem, save_on_train_epoch_end=True)
+        callbacks += [last, Timer()]
+    if not loggers:  # LearningRateMonitor raises an error without one
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    return callbacks
 
-    `keep` leaves the file, for a run that is resumed from here.
+
+def check_processes(devices: Any, processes: int) -> None:
+    """Raise LighttokenError if the devices make more than one process."""
+    if processes > 1:
+        raise LighttokenError(
+            f"trainer.devices={devices} makes {processes} processes and a run is one; set "
+            "trainer.devices=1 and, to use more devices, run the jobs of a sweep at once with hydra/launcher=joblib"
+        )
+
+
+def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None:
+    """Load the epoch that a checkpoint callback found best on held-out rows; without one the last epoch stays.
+
+    `keep` leaves the file, for a run that continues from here.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
@@ -109,27 +84,7 @@ def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None
 
 
 def resume_folder(config: DictConfig) -> Path:
-    """Where a run keeps its checkpoint until it is done: the same for the same command."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    key = hashlib.sha256(json.dumps(asked_for(plain), sort_keys=True).encode()).hexdigest()[:16]
+    """Where a run keeps its checkpoint until it is done: the same folder for the same command."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    key = hashlib.sha256(json.dumps(asked_for(settings), sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_dir) / "resume" / key
-
-
-@contextmanager
-def open_loggers(config: DictConfig, record: Record) -> Iterator[list[Logger]]:
-    """The configured loggers, told the whole config; a W&B run is closed at the end: the next job opens its own."""
-    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
-    exit_code = 1
-    try:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                open_run(logger.experiment, record)
-            else:
-                logger.log_hyperparams(record.config)
-        with staging_in(record.directory):
-            yield loggers
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish(exit_code=exit_code)

@@ -1,4 +1,4 @@
-"""What a run takes from another one: the body to start from, the model to learn from."""
+"""What a run takes from another run: the body to start from, the teacher to learn from."""
 
 import json
 from pathlib import Path
@@ -15,44 +15,46 @@ from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE
 
 
 def load_body(model: PreTrainedModel, run: Path) -> None:
-    """Take the weights of the body, but for the token embedding and the head, from a run that kept its model.
+    """Copy the parameters of the body, without the token embedding and the head, from a run that kept its model.
 
-    A pooler, which readers lack, is taken if the run has one. Raises LighttokenError if there is no such run, or if it
-    is that of another backbone.
+    The pooler, which a model for question answering lacks, is copied if the run has one. Raises LighttokenError if the
+    run kept no model, or if its backbone is another one.
     """
     files = sorted((run / MODEL_FOLDER).glob("*.safetensors"))
     if not files:
         raise LighttokenError(f"init_from={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
-    state = {name: each for file in files for name, each in load_file(file).items()}
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
     table, body = find_embedding(model).weight, model.base_model
     prefix = "" if body is model else model.base_model_prefix
-    wanted = {
-        name: each
-        for name, each in body.named_parameters(prefix=prefix)
-        if each is not table and (name in state or "pooler" not in name)
+    parameters = {
+        name: parameter
+        for name, parameter in body.named_parameters(prefix=prefix)
+        if parameter is not table and (name in state or "pooler" not in name)
     }
-    unfit = [name for name, each in wanted.items() if name not in state or state[name].shape != each.shape]
+    unfit = [
+        name for name, parameter in parameters.items() if name not in state or state[name].shape != parameter.shape
+    ]
     if unfit:
         raise LighttokenError(
             f"init_from={run} is the run of another backbone: {len(unfit)} weights do not fit, the first {unfit[0]}; "
             "choose a run of the same model"
         )
     with torch.no_grad():
-        for name, each in wanted.items():
-            each.copy_(state[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
 
 
 def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedModel:
-    """The fine-tuned model of a run that kept its model, for a model of the same task to learn from.
+    """The fine-tuned model of a run that kept its model, as the teacher of a model of the same task.
 
-    Raises LighttokenError if there is none, or if it is that of another task or another kind of backbone.
+    Raises LighttokenError if the run kept no model, or if its task or its kind of backbone is another one.
     """
     if not (run / MODEL_FOLDER / "config.json").is_file() or not (run / RECORD_FILE).is_file():
         raise LighttokenError(f"distill={run} has no {MODEL_FOLDER}/ in it; run the task with save_model=true first")
-    of = json.loads((run / RECORD_FILE).read_bytes())["task"]
-    if of != task:
-        raise LighttokenError(f"distill={run} is a run of task={of} and this is task={task}; choose one of {task}")
-    with no_load_report():  # what it would list is in the error
+    other = json.loads((run / RECORD_FILE).read_bytes())["task"]
+    if other != task:
+        raise LighttokenError(f"distill={run} is a run of task={other} and this is task={task}; choose one of {task}")
+    with no_load_report():  # the error below says what the report would list
         loaded: Any = type(model).from_pretrained(run / MODEL_FOLDER, output_loading_info=True)
     teacher: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):

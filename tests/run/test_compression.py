@@ -22,7 +22,7 @@ from lighttoken import CompressedEmbedding, compress_table, load_table, swap_emb
 from lighttoken.backbone.embedding import set_trainable
 from lighttoken.backbone.source import Backbone
 
-QUICK = ["codec.state_bits=6", "codec.prior=zipf", "codec.metric_sequences=32", "ratio=2.5", "progress=false"]
+QUICK = ["codec.state_bits=6", "codec/prior=zipf", "codec.error_metric_sequences=32", "ratio=2.5", "progress=false"]
 IDS = torch.arange(1, 19).view(2, 9)
 
 
@@ -153,7 +153,7 @@ def test_inspect_finds_codes_that_do_not_decode_to_what_was_told(command, compre
     save_file(tensors, "packed/model.safetensors", metadata={"format": "pt"})
     code, _, err = command("show", "packed", "--verify", str(checkpoint()))
     assert code == 2
-    assert "the checkpoint's compressed table is damaged: its hash is not the one told in config.json" in err
+    assert "the checkpoint's compressed table is damaged: it does not have the hash that config.json names" in err
 
 
 @pytest.mark.parametrize(("told", "seen"), [({"nmse": 0.123}, "(told: 0.123)"), ({}, "(told: nothing)")])

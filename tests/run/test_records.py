@@ -2,11 +2,19 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import hydra
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
 
 from lighttoken import LighttokenError
-from lighttoken.run.records import RECORD_FILE, Record, find_reference, read_records, retention
+from lighttoken.config.schema import config_dir, register
+from lighttoken.run.records import RECORD_FILE, Record, asked_for, find_reference, read_records, recipe, retention
+
+SAMPLES = Path(__file__).parents[1] / "samples/records"  # made before classes moved to other modules
 
 
 def make(folder, codec="lighttoken", **config) -> Record:
@@ -63,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         pytest.fail("the run must not start")
 
 
-def test_scores_without_a_place_are_printed(tmp_path, caplog):
+def test_scores_that_cannot_be_written_are_printed(tmp_path, caplog):
     record = make(tmp_path / "run")
     with pytest.raises(LighttokenError), record.running():
         record.metrics = {"val/accuracy": 0.875}
@@ -96,12 +104,12 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     reference = find_reference(make(tmp_path / "mine", ratio=103), tmp_path)
     assert reference["directory"] == str(tmp_path / "new")
     assert find_reference(make(tmp_path / "mine", seed=7), tmp_path) is None
-    elsewhere = make(tmp_path / "mine", ratio=103)
-    elsewhere.hardware = elsewhere.hardware | {"accelerator": "another"}
-    assert find_reference(elsewhere, tmp_path) is None  # a seed draws other numbers there
+    other_device = make(tmp_path / "mine", ratio=103)
+    other_device.hardware = other_device.hardware | {"accelerator": "another"}
+    assert find_reference(other_device, tmp_path) is None  # a seed draws other numbers there
     assert find_reference(make(tmp_path / "mine", ratio=103, distill="new", save_model=True), tmp_path) == reference
     taught = make(tmp_path / "mine", ratio=103, distill="new", finetune={"distill_weight": 0.9})
-    assert find_reference(taught, tmp_path) == reference  # which has no use for it
+    assert find_reference(taught, tmp_path) == reference  # the reference learns from none
     assert len(read_records(tmp_path)) == 7
 
 
@@ -126,4 +134,32 @@ def test_folders_that_vanish_meanwhile_and_records_that_make_no_sense_are_left_o
         return scan(path)
 
     monkeypatch.setattr("os.scandir", vanishing)
-    assert [each["directory"] for each in read_records(tmp_path)] == [str(tmp_path / "run")]
+    assert [record["directory"] for record in read_records(tmp_path)] == [str(tmp_path / "run")]
+
+
+def test_sizes_are_those_of_the_model_and_of_the_artifact(tmp_path):
+    record = make(tmp_path)
+    assert record.table_shares == (None, None)
+    model = nn.Sequential(nn.Embedding(100, 8), nn.Linear(8, 25, bias=False))
+    record.add_model(model, model[0].weight)
+    assert (record.table_bytes, record.artifact_bytes, record.model_bytes) == (3200, 3200, 4000)
+    record.add_artifact(320, tmp_path / "artifact", reused=True)
+    assert (record.ratio, record.artifact, record.artifact_reused) == (10.0, str(tmp_path / "artifact"), True)
+    record.add_stored_model(model.to(torch.float16))
+    assert record.stored_bytes == 2000
+    assert record.table_shares == (0.8, 0.16)
+
+
+def test_records_made_before_classes_moved_pair_with_new_ones(tmp_path):
+    register()
+    command = ["task=sst2", "model.path=/data/tiny_bert", "task.data_dir=/data/sst2", "ratio=3", "trainer.max_epochs=1"]
+    with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+        config = hydra.compose("train", [*command, "logger=none", "progress=false"])
+        uncompressed = hydra.compose("train", [*command, "logger=none", "progress=false", "codec=none"])
+    today, none = (OmegaConf.to_container(entry, resolve=True) for entry in (config, uncompressed))
+    samples = {record["codec"]: record for record in read_records(SAMPLES)}
+    assert recipe(samples["lighttoken"]["config"]) == recipe(samples["none"]["config"]) == recipe(today)
+    assert asked_for(samples["none"]["config"]) == asked_for(none)  # a sweep does not run it again
+    assert recipe(samples["none"]["config"]) != recipe(today | {"seed": 1})
+    record = replace(make(tmp_path), config=today, hardware={"accelerator": "none"})
+    assert find_reference(record, SAMPLES)["directory"] == str(SAMPLES / "none")
