@@ -26,7 +26,7 @@ from transformers import (
 # arguments of users, which tests call with wrong types on purpose.
 SHAPED = ("artifact.forms", "artifact.packing", "artifact.trellis", "backbone.embedding")
 SHAPED += ("codec.baselines", "codec.bound", "codec.error_metric", "codec.lighttoken", "codec.loss", "codec.lowrank")
-SHAPED += ("codec.paper", "codec.prior", "codec.refine")
+SHAPED += ("codec.paper", "codec.refine")
 install_import_hook([f"lighttoken.{name}" for name in SHAPED], "beartype.beartype")
 
 WORDS = ["a", "bad", "film", "good", "great", "movie", "not", "plot", "the", "very", "was", "worst"]
