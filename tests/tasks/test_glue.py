@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from hydra.utils import instantiate
-from tests.test_configs import compose
+from tests.config.test_command import compose
 from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 from lighttoken import LighttokenError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Value
 from hydra.utils import instantiate
-from tests.test_configs import compose
+from tests.config.test_command import compose
 from torchmetrics.text import SQuAD
 
 from lighttoken import LighttokenError
