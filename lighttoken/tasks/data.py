@@ -50,14 +50,12 @@ class TaskData(L.LightningDataModule):
         logged scores to the name of a split. Raises LighttokenError for a number that is out of range.
         """
         super().__init__()
-        counts = {"task.train_rows": train_rows, "limit_rows": limit_rows}
-        for key, count in counts.items():
-            if count is not None and count < 1:
-                raise LighttokenError(f"{key} is {count}; it must be 1 or above, or null for all rows")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
-        for key, value in sizes.items():
-            if value < 1:
-                raise LighttokenError(f"task.{key} is {value}; it must be 1 or above")
+        counts = {f"task.{key}": size for key, size in sizes.items()}
+        for key, count in (counts | {"task.train_rows": train_rows, "limit_rows": limit_rows}).items():
+            if count is not None and count < 1:
+                null = ", or null for all rows" if key.endswith("rows") else ""
+                raise LighttokenError(f"{key} is {count}; it must be 1 or above{null}")
         if not 0 <= dev_fraction < 1:
             raise LighttokenError(f"task.dev_fraction is {dev_fraction:g}; it must be at least 0 and below 1")
         self.tokenizer, self.name, self.text_columns, self.metrics = tokenizer, name, list(text_columns), dict(metrics)
@@ -121,7 +119,9 @@ class TaskData(L.LightningDataModule):
             return read()
         except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise LighttokenError(f"cannot read the rows of task={self.name} from {source}: {reason}; {cure}") from error
+            raise LighttokenError(
+                f"cannot read the rows of task={self.name} from {source}: {reason}; {cure}"
+            ) from error
 
     def hold_out(self, rows: Dataset, keys: Sequence[str]) -> dict[str, Dataset]:
         """Divide training rows into `train` and, with `dev_fraction`, `dev`.

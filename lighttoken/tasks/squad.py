@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics import Metric
+from torchmetrics.text import SQuAD
 from transformers import PreTrainedModel
 
 from lighttoken.artifact.files import write_atomically
@@ -169,35 +169,22 @@ class Squad(TaskData):
         return answers, references
 
 
-class SquadScore(Metric):
+class SquadScore(SQuAD):
     """Exact match and F1 in percent, as the official scorer of SQuAD v1.1 counts them (evaluate-v1.1.py).
 
-    If answer and reference both consist of articles alone, torchmetrics' `text.SQuAD` gives an F1 of 1; this one of 0.
+    If answer and reference both consist of articles alone, torchmetrics' own F1 is 1; the official one is 0.
     """
 
-    exact: Tensor
-    overlap: Tensor
-    total: Tensor
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        for name in ("exact", "overlap", "total"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, answers: list[dict[str, Any]], references: list[dict[str, Any]]) -> None:
+    def update(self, preds: Any, target: Any) -> None:
         """Answers (id, prediction_text) and references (id, answers: text), in the same order."""
-        exact, overlap = 0, 0.0
-        for answer, reference in zip(answers, references, strict=True):
+        exact, f1 = 0, 0.0
+        for answer, reference in zip(preds, target, strict=True):
             words, truths = _words(answer["prediction_text"]), list(map(_words, reference["answers"]["text"]))
             exact += max(words == truth for truth in truths)
-            overlap += max(_f1(words, truth) for truth in truths)
-        self.exact += exact
-        self.overlap += overlap
-        self.total += len(answers)
-
-    def compute(self) -> dict[str, Tensor]:
-        """`exact_match` and `f1`, 0 to 100."""
-        return {"exact_match": 100 * self.exact / self.total, "f1": 100 * self.overlap / self.total}
+            f1 += max(_f1(words, truth) for truth in truths)
+        self.exact_match += exact
+        self.f1_score += f1
+        self.total += len(preds)
 
 
 def _words(text: str) -> list[str]:

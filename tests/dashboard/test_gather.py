@@ -3,8 +3,9 @@ import math
 
 import pytest
 
-from lighttoken.dashboard.charts import INK, OTHERS, OURS, make_charts, score_chart, style
+from lighttoken.dashboard.charts import make_charts, score_chart
 from lighttoken.dashboard.gather import CURVE_POINTS, artifacts, gather, points
+from lighttoken.dashboard.style import INK, OTHERS, OURS, style
 
 
 def scored(score: float) -> dict:

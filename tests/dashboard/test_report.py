@@ -13,7 +13,8 @@ import pytest
 from lighttoken.dashboard.charts import score_chart
 from lighttoken.dashboard.figures import draw
 from lighttoken.dashboard.gather import gather, points
-from lighttoken.dashboard.serve import report, serve
+from lighttoken.dashboard.report import report
+from lighttoken.dashboard.serve import serve
 from tests.dashboard.conftest import read_data, write_run
 
 FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
@@ -137,9 +138,9 @@ def test_the_page_is_written_again_while_it_is_watched(run_folder, tmp_path):
     folder = run_folder(status="running")
     # A shell lets what it starts in the background ignore Ctrl-C.
     code = """
-import signal, lighttoken.dashboard.serve, lighttoken.report
+import signal, lighttoken.dashboard.report, lighttoken.report
 signal.signal(signal.SIGINT, signal.default_int_handler)
-lighttoken.dashboard.serve.WATCH_SECONDS = 0.2
+lighttoken.dashboard.report.WATCH_SECONDS = 0.2
 lighttoken.report.main()
 """
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

@@ -152,7 +152,7 @@ def test_what_is_missing_is_told_with_its_cure(monkeypatch, tmp_path):
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(LighttokenError, match="a W&B workspace needs a key: run wandb login, or set WANDB_API_KEY"):
-        wandb_report.publish(None, "lighttoken")
+        wandb_report.publish("lighttoken")
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     with pytest.raises(LighttokenError, match=r"needs wandb-workspaces; pip install 'lighttoken\[wandb\]'"):
-        wandb_report.publish(None, "lighttoken")
+        wandb_report.publish("lighttoken")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 from hydra.utils import instantiate
-from tests.config.test_command import compose
 from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 from lighttoken import LighttokenError
 from lighttoken.run.average import glue_average, task_score
 from lighttoken.tasks.glue import MatthewsCorrCoef
+from tests.config.test_command import compose
 from tests.conftest import WORDS
 
 TEXTS = {

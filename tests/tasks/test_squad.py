@@ -10,11 +10,11 @@ import pytest
 import torch
 from datasets import Dataset, Value
 from hydra.utils import instantiate
-from tests.config.test_command import compose
 from torchmetrics.text import SQuAD
 
 from lighttoken import LighttokenError
 from lighttoken.tasks.squad import Squad, SquadScore, best_span
+from tests.config.test_command import compose
 
 CONTEXT = "the film was good and the plot was bad but a great movie was not the worst film"
 
