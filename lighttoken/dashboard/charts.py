@@ -71,10 +71,9 @@ def score_chart(scored: Sequence[Point]) -> Chart:
     return Chart(
         "score",
         "Score against ratio",
-        "Mean of the validation score over seeds, with one standard deviation if there are several seeds. The dashed "
-        "line is the uncompressed model, with the embedding frozen or trained, whichever scores higher. The stars show "
-        "what the paper states for LightToken (KDD 2023) in general, applied to this model's uncompressed score: no "
-        "loss at 25x, a loss of up to 6 % at 103x.",
+        "Mean validation score over seeds, with one standard deviation if there are several seeds. The dashed line is "
+        "the uncompressed model, with the embedding frozen or trained, whichever scores higher. The stars are what "
+        "the paper of LightToken (KDD 2023) states in general: no loss at 25x, a loss of up to 6 % at 103x.",
         [_score_panel(group) for group in grouped(scored, lambda point: point.group).values()],
         "No finished run has a score yet.",
     )

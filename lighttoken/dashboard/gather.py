@@ -187,7 +187,9 @@ def points(runs: Iterable[Run]) -> list[Point]:
             {seed: score for seed, score in reference.by_seed.items() if seed in point.by_seed}
             for reference in references.get(point.group, [])
         ]
-        point.references = max(filter(None, shared), key=lambda each: (len(each), fmean(each.values())), default={})
+        point.references = max(
+            filter(None, shared), key=lambda scores: (len(scores), fmean(scores.values())), default={}
+        )
     return result
 
 

@@ -12,13 +12,13 @@ def scored(score: float) -> dict:
     return {"metrics": {"val/accuracy": score, "val/f1": score, "val/loss": 9.0}}
 
 
-def point_of(runs, codec, **wanted):
-    (found,) = [
+def point_of(runs, codec, **properties):
+    (point,) = [
         point
         for point in points(runs)
-        if point.runs[0].codec == codec and all(getattr(point.runs[0], k) == v for k, v in wanted.items())
+        if point.codec == codec and all(getattr(point.runs[0], name) == value for name, value in properties.items())
     ]
-    return found
+    return point
 
 
 def test_a_point_is_the_latest_run_of_each_seed(run_folder, tmp_path):
@@ -45,18 +45,17 @@ def test_retention_is_against_the_better_reference_of_the_same_seed_and_recipe(r
     run_folder("mrpc", "svd", 25.0, 1, **scored(0.72))
     runs = gather([tmp_path / "outputs"])
     point = point_of(runs, "svd")
-    # By hand: 0.72 / 0.85; what is left is 0.72 - r * 0.8 and 0.72 - r * 0.9, which differ by 0.1 r.
+    # By hand: the retention r is 0.72 / 0.85; the residuals 0.72 - r * 0.8 and 0.72 - r * 0.9 differ by 0.1 r.
     assert point.retention["retention"] == pytest.approx(0.72 / 0.85)
     assert point.retention["standard_error"] == pytest.approx(0.1 * (0.72 / 0.85) / 2 / 0.85)
     assert sorted(run.retention for run in runs if run.codec == "svd") == pytest.approx([0.8, 0.9])
     chart = score_chart(points(runs))
     lines = [series for panel in chart.panels for series in panel.series if series.label == "uncompressed"]
     assert sorted(line.y[0] for line in lines) == pytest.approx([0.85, 1.0])  # a panel for each recipe
-    line = lines[0]
-    assert line.colour == INK
+    assert lines[0].colour == INK
 
 
-def test_settings_of_one_codec_are_told_apart_by_what_differs(run_folder, tmp_path):
+def test_runs_of_one_codec_are_labelled_with_the_settings_that_differ(run_folder, tmp_path):
     for precision in ("int8", "float16"):
         run_folder("mrpc", "svd", config={"codec": {"name": "svd", "coefficient_precision": precision}})
     run_folder("mrpc", "pq")
@@ -64,7 +63,7 @@ def test_settings_of_one_codec_are_told_apart_by_what_differs(run_folder, tmp_pa
     assert labels == {"svd (coefficient_precision=int8)", "svd (coefficient_precision=float16)", "pq"}
 
 
-def test_a_distilled_run_is_told_apart_and_is_no_reference(run_folder, tmp_path):
+def test_a_distilled_run_has_a_label_of_its_own_and_is_no_reference(run_folder, tmp_path):
     run_folder("mrpc", "none", **scored(0.5))
     run_folder("mrpc", "none", **scored(0.9), config={"distill": "somewhere"})
     run_folder("mrpc", "svd", **scored(0.4))
@@ -107,7 +106,7 @@ def test_folders_that_overlap_give_each_run_once_and_odd_records_are_left_out(ru
     assert len(make_charts(runs)) == 5
 
 
-def test_curves_are_read_thinned_and_without_what_is_no_number(run_folder, tmp_path):
+def test_curves_are_thinned_and_have_numbers_alone(run_folder, tmp_path):
     folder = run_folder("mrpc", "svd")
     lines = [f"{step},{0.5 if step else 'nan'},{step if step == 999 else ''}" for step in range(1000)]
     (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/accuracy", *lines, "1000,0.25"]))
