@@ -266,10 +266,7 @@ def _differences(
 ) -> Iterable[tuple[Run, str]]:
     """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`."""
     for group in grouped(runs, key).values():
-        configs = [
-            {name: json.dumps(value, sort_keys=True) for name, value in dotted(settings(run.record)).items()}
-            for run in group
-        ]
+        configs = [{path: _text(path, value) for path, value in dotted(settings(run.record)).items()} for run in group]
         # A name is shortened to its last part, unless two names end the same.
         paths = sorted({path for config in configs for path in config})
         paths = [path for path in paths if len({config.get(path) for config in configs}) > 1]
@@ -279,6 +276,11 @@ def _differences(
             values = [config.get(path, "null") for path in paths]
             parts = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
             yield run, ", ".join(parts).replace('"', "")
+
+
+def _text(path: str, value: Any) -> str:
+    """A setting as text; of a class its name alone, which stays the same when the class moves to another module."""
+    return json.dumps(str(value).rpartition(".")[2] if path.endswith("_target_") else value, sort_keys=True)
 
 
 def _read_curves(directory: Path) -> Curves:

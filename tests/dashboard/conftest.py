@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from lighttoken.dashboard.charts import make_charts
+from lighttoken.dashboard.gather import gather
+from lighttoken.dashboard.page import write_page
 from lighttoken.run.measure import BOUND_RATIOS
 from lighttoken.run.records import Record
 
@@ -121,6 +124,12 @@ def run_folder(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / "outputs", task, codec, *arguments, **other)
 
     return write
+
+
+def page_of(folder: Path) -> Path:
+    """The page of the runs under a folder, without figures and tables."""
+    runs = gather([folder])
+    return write_page(runs, make_charts(runs), folder)
 
 
 def read_data(page: Path) -> dict[str, Any]:

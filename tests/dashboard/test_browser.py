@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from lighttoken.dashboard.report import report
-from tests.dashboard.conftest import write_run
+from tests.dashboard.conftest import page_of, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NASTY = "</script><img src=x onerror=\"document.title='hit'\"><b>"
@@ -30,8 +29,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "runs", "cola", "svd", 103.0, 0, "failed")
     write_run(folder / "runs", "cola", "pq", 103.0, 0, "running")
     write_run(folder / "runs", NASTY.replace("/", "_"), NASTY, error=NASTY, model=NASTY, config={NASTY: NASTY})
-    report([folder], folder / "report")
-    return folder / "report" / "index.html"
+    return page_of(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,18 @@ def test_recipes_are_not_mixed(run_folder, tmp_path):
     assert {run.recipe for run in runs} == {"max_epochs=3", "max_epochs=1"}
     assert sorted(point.mean for point in points(runs)) == [0.5, 0.7]
     assert len(score_chart(points(runs)).panels) == 2
+
+
+def test_a_class_that_moves_to_another_module_is_the_same_setting(run_folder, tmp_path):
+    for module in ("finetune", "tasks.finetuner"):
+        config = {"finetune": {"_target_": f"lighttoken.{module}.FineTuner"}, "trainer": {"max_epochs": 3}}
+        codec = {"name": "svd", "_target_": f"lighttoken.{module}.Codec"}
+        run_folder("mrpc", "none", **scored(0.5), config=config)
+        run_folder("mrpc", "svd", **scored(0.4), config=config | {"codec": codec})
+    runs = gather([tmp_path / "outputs"])
+    assert {(run.label, run.recipe) for run in runs} == {("none", ""), ("svd", "")}
+    samples = gather([Path(__file__).parents[1] / "samples/records"])  # from an earlier version
+    assert [run.retention for run in samples] == [1.0, 1.0]
 
 
 def test_runs_on_different_kinds_of_device_are_no_pairs(run_folder, tmp_path):

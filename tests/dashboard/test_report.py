@@ -11,22 +11,15 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
-from lighttoken.dashboard.charts import make_charts, score_chart
+from lighttoken.dashboard.charts import score_chart
 from lighttoken.dashboard.figures import draw
 from lighttoken.dashboard.gather import gather, points
-from lighttoken.dashboard.page import write_page
 from lighttoken.dashboard.serve import serve
-from tests.dashboard.conftest import read_data, write_run
+from tests.dashboard.conftest import page_of, read_data, write_run
 
 FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
 TABLES = {"runs.csv", "scores.csv", "scores.md"}
 NASTY = "</script><img src=x onerror=alert(1)>"
-
-
-def page_of(folder: Path) -> Path:
-    """The page of the runs under a folder, without figures and tables."""
-    runs = gather([folder])
-    return write_page(runs, make_charts(runs), folder)
 
 
 def test_a_page_figures_and_tables_are_written(command, run_folder):
