@@ -11,6 +11,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARA
 import pytest
 import torch
 from datasets import Dataset
+from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -105,6 +106,28 @@ def sst2(tmp_path: Path) -> Path:
         columns = {"sentence": sentences, "label": [i % 2 for i in range(rows)], "idx": list(range(rows))}
         Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
     return folder
+
+
+@pytest.fixture
+def compose() -> Callable[..., DictConfig]:
+    """Composes a config as a command does, without running it."""
+
+    def call(*overrides: str, name: str = "train") -> DictConfig:
+        from hydra import compose, initialize_config_dir
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        from lighttoken.config.schema import config_dir, register
+
+        register()
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            config = compose(name, list(overrides), return_hydra_config=True)
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.runtime.output_dir = "run"
+        HydraConfig.instance().set_config(config)
+        return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+    return call
 
 
 @pytest.fixture
