@@ -1,7 +1,7 @@
 """The charts, described once: the page draws them with plotly, `figures` with matplotlib."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TypeVar
@@ -9,7 +9,7 @@ from typing import TypeVar
 from lighttoken.dashboard.gather import Point, Run, artifacts, grouped, points
 from lighttoken.dashboard.style import CURVE_COLOURS, INK, legend_position, style
 
-Item = TypeVar("Item", Run, Point)
+T = TypeVar("T")
 PAPER = "stated by the paper, not for this model"
 BOUND = "Gaussian bound"
 MAX_PANELS = 12  # settings in the training chart: the latest ones
@@ -74,13 +74,13 @@ def score_chart(scored: Sequence[Point]) -> Chart:
         "Mean validation score over seeds, with one standard deviation if there are several seeds. The dashed line is "
         "the uncompressed model, with the embedding frozen or trained, whichever scores higher. The stars are what "
         "the paper of LightToken (KDD 2023) states in general: no loss at 25x, a loss of up to 6 % at 103x.",
-        [_score_panel(group) for group in grouped(scored, lambda point: point.group).values()],
+        [_score_panel(group) for group in grouped(scored, lambda point: point.run.group).values()],
         "No finished run has a score yet.",
     )
 
 
 def _score_panel(group: list[Point]) -> Panel:
-    compressed = [point for point in group if point.codec != "none"]
+    compressed = [point for point in group if point.run.codec != "none"]
     series = [
         Series(
             label,
@@ -88,25 +88,26 @@ def _score_panel(group: list[Point]) -> Panel:
             y=[point.mean for point in line],
             error=[point.std for point in line],
             notes=[_note(point) for point in line],
-            **style(line[0].codec),
+            **style(line[0].run.codec),
         )
-        for label, line in _lines(compressed)
+        for label, line in _lines(compressed, lambda point: point.run)
     ]
-    references = [point for point in group if point.is_reference]
+    references = [point for point in group if point.run.is_reference]
     if references:
         best = max(references, key=lambda point: (len(point.runs), point.mean))
         ratios = [point.ratio for point in compressed] + [25.0, 103.0]
-        ends, note = [min(ratios) / 1.15, max(ratios) * 1.15], f"{best.label}: {_note(best)}"
+        ends, note = [min(ratios) / 1.15, max(ratios) * 1.15], f"{best.run.label}: {_note(best)}"
         series.append(Series("uncompressed", ends, [best.mean] * 2, notes=[note] * 2, **style("none")))
         notes = ["the uncompressed score at 25x", "up to 6 % below the uncompressed score at 103x"]
         stated = [best.mean, 0.94 * best.mean]
         series.append(Series(PAPER, [25, 103], stated, INK, notes=notes, marker="star-open", width=0))
-    names = sorted({name for point in group for name in point.score_names})
+    metrics = {name for point in group for name in point.run.record["metrics"]}
+    names = sorted(name for name in metrics if name.startswith("val") and not name.endswith("/loss"))
     seeds = sorted({len(point.scores) for point in group})
     n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
     y_label = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
     ticks = sorted({round(run.ratio, 1) for point in compressed for run in point.runs if run.ratio}) or [25.0, 103.0]
-    title = ", ".join(part for part in (*group[0].group, n) if part)
+    title = ", ".join(part for part in (*group[0].run.group, n) if part)
     return Panel(title, "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks)
 
 
@@ -125,7 +126,7 @@ def distortion_chart(measured: Sequence[Run]) -> Chart:
 
 def _distortion_panel(model: str, group: list[Run]) -> Panel:
     series = []
-    for label, line in _lines(group):
+    for label, line in _lines(group, lambda run: run):
         by_ratio = [runs for _, runs in sorted(grouped(line, lambda run: run.ratio).items())]
         ratios = [fmean(run.record["ratio"] for run in runs) for runs in by_ratio]
         errors = [fmean(run.record["compression"]["nmse"] for run in runs) for runs in by_ratio]
@@ -153,7 +154,7 @@ def frequency_chart(measured: Sequence[Run]) -> Chart:
     panels = []
     for (model, ratio), group in sorted(grouped(with_tenths, lambda run: (run.model, run.ratio)).items()):
         series = []
-        for label, line in _lines(group):
+        for label, line in _lines(group, lambda run: run):
             tenths = zip(*(run.record["compression"]["nmse_by_frequency_tenth"] for run in line), strict=True)
             means = [fmean(errors) for errors in tenths]
             series.append(Series(label, [float(i + 1) for i in range(len(means))], means, **style(line[0].codec)))
@@ -243,7 +244,7 @@ def _stages(run: Run, quantity: str) -> list[Series]:
 
 def _note(point: Point) -> str:
     note = f"{point.mean:.4f}{f' ± {point.std:.4f}' if point.std is not None else ''}, n = {len(point.scores)}"
-    return f"{note}, retention {point.retention_text}" if point.retention_text and point.codec != "none" else note
+    return f"{note}, retention {point.retention_text}" if point.retention_text and point.run.codec != "none" else note
 
 
 def _distortion_note(runs: list[Run]) -> str:
@@ -253,7 +254,7 @@ def _distortion_note(runs: list[Run]) -> str:
     return note + (f", weighted nmse {fmean(weighted):.4f}" if weighted else "")
 
 
-def _lines(items: Iterable[Item]) -> list[tuple[str, list[Item]]]:
-    """Runs or points by their label, in the order of legends."""
-    lines = grouped(items, lambda item: item.label)
-    return sorted(lines.items(), key=lambda line: (legend_position(line[1][0].codec), line[0]))
+def _lines(items: Iterable[T], run_of: Callable[[T], Run]) -> list[tuple[str, list[T]]]:
+    """Items by the label of their run, in the order of legends."""
+    lines = grouped(items, lambda item: run_of(item).label)
+    return sorted(lines.items(), key=lambda line: (legend_position(run_of(line[1][0]).codec), line[0]))

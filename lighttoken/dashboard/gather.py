@@ -90,26 +90,9 @@ class Point:
     references: dict[int, float] = field(default_factory=dict)  # seed -> score of the uncompressed run
 
     @property
-    def codec(self) -> str:
-        return self.runs[0].codec
-
-    @property
-    def label(self) -> str:
-        return self.runs[0].label
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        return self.runs[0].group
-
-    @property
-    def is_reference(self) -> bool:
-        return self.runs[0].is_reference
-
-    @property
-    def score_names(self) -> list[str]:
-        """The metrics of the task whose mean is the score."""
-        names = self.runs[0].record["metrics"]
-        return [name for name in names if name.startswith("val") and not name.endswith("/loss")]
+    def run(self) -> Run:
+        """One of the runs, for the properties that they share."""
+        return self.runs[0]
 
     @property
     def ratio(self) -> float:
@@ -180,12 +163,12 @@ def points(runs: Iterable[Run]) -> list[Point]:
         if run.score is not None and run.ratio is not None and run.record["ratio"] is not None:
             settings[run.group, run.codec, run.variant, run.ratio][run.record["seed"]] = run
     result = [Point([*settings[key].values()]) for key in sorted(settings)]
-    references = grouped((point for point in result if point.is_reference), lambda point: point.group)
+    references = grouped((point for point in result if point.run.is_reference), lambda point: point.run.group)
     for point in result:
         # Of the embedding frozen and trained, the one that shares more seeds, then the one that scores higher on them.
         shared = [
             {seed: score for seed, score in reference.by_seed.items() if seed in point.by_seed}
-            for reference in references.get(point.group, [])
+            for reference in references.get(point.run.group, [])
         ]
         point.references = max(
             filter(None, shared), key=lambda scores: (len(scores), fmean(scores.values())), default={}

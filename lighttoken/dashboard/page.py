@@ -91,13 +91,13 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
 
 def point_data(point: Point) -> dict[str, Any]:
     """A row of the table of scores over seeds, as JSON values."""
-    task, model, recipe = point.group
-    compressed = point.codec != "none"
+    task, model, recipe = point.run.group
+    compressed = point.run.codec != "none"
     return {
         "task": ", ".join(part for part in (task, recipe) if part),
         "model": model,
-        "label": point.label,
-        "colour": style(point.codec)["colour"],
+        "label": point.run.label,
+        "colour": style(point.run.codec)["colour"],
         "ratio": point.ratio,
         "n": len(point.scores),
         "score": point.mean,
@@ -108,7 +108,7 @@ def point_data(point: Point) -> dict[str, Any]:
 
 
 def _table_order(point: Point) -> tuple[Any, ...]:
-    return *point.group, legend_position(point.codec), point.label, point.ratio
+    return *point.run.group, legend_position(point.run.codec), point.run.label, point.ratio
 
 
 def _section(chart: Chart) -> str:

@@ -112,11 +112,11 @@ class Glue(SentenceData):
             broken = len(rows) - len(whole)
             log.warning("%s: %d of %d rows are broken and left out; %s", file, broken, len(rows), message)
         # Take our columns.
-        fields: dict[str, list] = {}
-        for ours, theirs in columns.items():
-            position = header.index(theirs)
-            texts = {i: row[position] for i, row in whole.items()}
-            fields[ours] = [self._label(i, text) for i, text in texts.items()] if ours == "label" else [*texts.values()]
+        fields: dict[str, list] = {
+            ours: [row[header.index(theirs)] for row in whole.values()] for ours, theirs in columns.items()
+        }
+        if "label" in fields:
+            fields["label"] = [self._label(i, text) for i, text in zip(whole, fields["label"], strict=True)]
         return Dataset.from_dict(fields)
 
     def _label(self, row: int, text: str) -> int | float:

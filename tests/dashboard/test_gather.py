@@ -17,7 +17,7 @@ def point_of(runs, codec, **properties):
     (point,) = [
         point
         for point in points(runs)
-        if point.codec == codec and all(getattr(point.runs[0], name) == value for name, value in properties.items())
+        if point.run.codec == codec and all(getattr(point.run, name) == value for name, value in properties.items())
     ]
     return point
 
