@@ -11,7 +11,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARA
 import pytest
 import torch
 from datasets import Dataset
-from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -109,10 +108,10 @@ def sst2(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def compose() -> Callable[..., DictConfig]:
+def compose() -> Callable:
     """Composes a config as a command does, without running it."""
 
-    def call(*overrides: str, name: str = "train") -> DictConfig:
+    def call(*overrides: str, name: str = "train"):
         from hydra import compose, initialize_config_dir
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
