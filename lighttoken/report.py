@@ -1,15 +1,11 @@
-"""python -m lighttoken.report [DIR ...]: the records under folders as one HTML page, figures and tables, or for W&B."""
+"""python -m lighttoken.report [DIR ...]: the records under folders as an HTML page, figures and tables, or in W&B."""
 
 import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lighttoken.errors import LighttokenError
-
-if TYPE_CHECKING:
-    pass
 
 EPILOG = """example, next to a running sweep:
   python -m lighttoken.report outputs --watch --serve
@@ -17,7 +13,7 @@ EPILOG = """example, next to a running sweep:
 
 
 def main() -> None:
-    """Entry point. Exit code 2: nothing to show, no place to write it, a library or a key is missing."""
+    """Entry point. Exit code 2: there is nothing to show or no place to write it, or a library or a key is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m lighttoken.report",
         description="Gather the records under folders into one self-contained HTML page (index.html), figures (PNG "
@@ -25,30 +21,29 @@ def main() -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="where runs are (default: outputs)")
+    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="folders with runs (default: outputs)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write, instead of report/")
-    parser.add_argument("--watch", action="store_true", help="write the page again whenever a record or curve changes")
+    parser.add_argument("--watch", action="store_true", help="write the page again when a record or curve changes")
     parser.add_argument(
         "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="serve it on 127.0.0.1 (default: 8000)"
     )
     parser.add_argument(
         "--wandb",
         metavar="[ENTITY/]PROJECT",
-        help="make a workspace and a report of the runs in this W&B project instead, and print where they are",
+        help="instead, make a workspace and a report of the runs in this W&B project, and print their addresses",
     )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    folders = arguments.folders or [Path("outputs")]
     try:
         if arguments.wandb:
             from lighttoken.dashboard.wandb_report import publish
 
-            entity, _, project = arguments.wandb.rpartition("/")
-            print("\n".join(publish(entity or None, project)))
-            return
-        from lighttoken.dashboard.serve import report
+            print("\n".join(publish(arguments.wandb)))
+        else:
+            from lighttoken.dashboard.report import report
 
-        folders = arguments.folders or [Path("outputs")]
-        report(folders, arguments.output or folders[0] / "report", arguments.watch, arguments.serve)
+            report(folders, arguments.output or folders[0] / "report", arguments.watch, arguments.serve)
     except LighttokenError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

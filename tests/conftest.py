@@ -116,6 +116,28 @@ def sst2(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def compose() -> Callable:
+    """Composes a config as a command does, without running it."""
+
+    def call(*overrides: str, name: str = "train"):
+        from hydra import compose, initialize_config_dir
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        from lighttoken.config.schema import config_dir, register
+
+        register()
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            config = compose(name, list(overrides), return_hydra_config=True)
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.runtime.output_dir = "run"
+        HydraConfig.instance().set_config(config)
+        return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+    return call
+
+
+@pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
     """Runs a door as the command line does, in this process; returns exit code, standard output, standard error."""
 

@@ -1,1 +1,1 @@
-"""The local dashboard: records -> runs and points (gather) -> charts -> one HTML file (page) and figures on disk."""
+"""The local dashboard: records -> runs and points (gather) -> charts -> an HTML file (page), figures and tables."""

@@ -9,16 +9,17 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lighttoken.dashboard.charts import INK, Chart, Panel
+from lighttoken.dashboard.charts import Chart, Panel
+from lighttoken.dashboard.style import INK
 
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "star-open": "*"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 PANEL_INCHES = (4.6, 3.4)
-TITLE_WIDTH = 56  # characters that a panel has room for above it
+TITLE_WIDTH = 56  # characters that fit above a panel
 
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Write NAME.png and NAME.svg of every chart that has panels; the files written."""
+    """Write NAME.png and NAME.svg of every chart that has panels; returns the files."""
     written = []
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "lighttoken", "svg.fonttype": "none"}):
         for chart in charts:
@@ -33,7 +34,7 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
 
 
 def draw(chart: Chart) -> Figure:
-    """A matplotlib figure with a subplot per panel and one legend for all."""
+    """A matplotlib figure with a subplot for every panel and one legend for all."""
     columns = min(chart.columns, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure = Figure(figsize=(max(6.0, columns * PANEL_INCHES[0]), rows * PANEL_INCHES[1] + 1), layout="constrained")
@@ -63,7 +64,7 @@ def draw(chart: Chart) -> Figure:
 
 
 def _set_axes(axes: matplotlib.axes.Axes, panel: Panel) -> None:
-    title = textwrap.fill(panel.title, TITLE_WIDTH)  # of what differs among recipes there may be a lot
+    title = textwrap.fill(panel.title, TITLE_WIDTH)  # the differences among recipes can be long
     axes.set_title(_plain(title), fontsize="medium")
     axes.set(xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
     axes.grid(alpha=0.25)
@@ -78,5 +79,5 @@ def _set_axes(axes: matplotlib.axes.Axes, panel: Panel) -> None:
 
 
 def _plain(text: str) -> str:
-    """Dollar signs would start a formula."""
+    """Text without formulas: matplotlib starts one at a dollar sign."""
     return text.replace("$", r"\$")

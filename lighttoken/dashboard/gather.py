@@ -1,4 +1,4 @@
-"""Records into what the dashboard shows: runs with their curves, and points, the runs of one setting over seeds."""
+"""Records as the dashboard shows them: runs with their curves, and points, the runs of one setting over seeds."""
 
 import csv
 import json
@@ -6,32 +6,46 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from lighttoken.run.average import task_score
 from lighttoken.run.records import is_reference, read_records, recipe, retention
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+K = TypeVar("K")
 CURVES_FILE = "metrics.csv"
-CURVE_POINTS = 60  # kept of a curve at most, so that hundreds of runs fit into a page
+CURVE_POINTS = 60  # of a curve at most, so that hundreds of runs fit into a page
 Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
+# What records of earlier versions lack.
+DEFAULTS: dict[str, Any] = {
+    **{"task": "?", "model": "?", "seed": 0},
+    **{name: {} for name in ("table", "compression", "seconds", "hardware", "versions")},
+    **dict.fromkeys(("ratio", "ratio_asked", "error", "artifact", "git_commit")),
+    **dict.fromkeys(("table_bytes", "artifact_bytes", "model_bytes", "stored_bytes")),
+}
 
 
 @dataclass
 class Run:
-    """A record with its curves. `variant` tells settings of its codec apart, `group` what is compared with what."""
+    """A record with its curves.
+
+    `variant` has the settings that differ among runs of the same codec, such as `coefficient_precision=int8`. `recipe`
+    has those that differ in the rest of the config among runs of the same task and model. Both may be empty. Scores of
+    runs of one `group` are compared with each other.
+    """
 
     record: dict[str, Any]
-    name: str  # its folder, relative to what was read
+    name: str  # its folder, relative to the one that all folders of the report share
     curves: Curves
-    variant: str = ""  # such as `coefficient_precision=int8`; empty where a codec ran with one setting only
-    recipe: str = ""  # likewise, of the rest of the config, among runs of the same task and model
+    variant: str = ""
+    recipe: str = ""
     retention: float | None = None
 
     @property
@@ -39,16 +53,16 @@ class Run:
         return str(self.record["codec"])
 
     @property
+    def model(self) -> str:
+        return str(self.record["model"])
+
+    @property
     def label(self) -> str:
         return f"{self.codec} ({self.variant})" if self.variant else self.codec
 
     @property
     def group(self) -> tuple[str, str, str]:
-        return str(self.record["task"]), str(self.record["model"]), self.recipe
-
-    @property
-    def done(self) -> bool:
-        return self.record["status"] == "done"
+        return str(self.record["task"]), self.model, self.recipe
 
     @property
     def is_reference(self) -> bool:
@@ -56,32 +70,42 @@ class Run:
 
     @property
     def ratio(self) -> float | None:
-        """As asked for; as measured of a record that was not asked."""
+        """The ratio in the config, else the measured one."""
         if self.codec == "none":
             return 1.0
         return self.record["ratio_asked"] or self.record["ratio"]
 
     @cached_property
     def score(self) -> float | None:
-        score = task_score(self.record["metrics"]) if self.done else math.nan
+        """The mean of the task's validation scores; None for a run that is not finished."""
+        score = task_score(self.record["metrics"]) if self.record["status"] == "done" else math.nan
         return score if math.isfinite(score) else None
 
 
 @dataclass
 class Point:
-    """The finished runs of one task, model, recipe, codec, setting and ratio: latest of each seed."""
+    """The finished runs of one task, model, recipe, codec, variant and ratio: the latest of every seed."""
 
     runs: list[Run]
-    references: dict[int, float] = field(default_factory=dict)  # score by seed of the better uncompressed setting
+    references: dict[int, float] = field(default_factory=dict)  # seed -> score of the uncompressed run
+
+    @property
+    def run(self) -> Run:
+        """One of the runs, for the properties that they share."""
+        return self.runs[0]
 
     @property
     def ratio(self) -> float:
-        """Mean of what was measured."""
+        """The mean of the measured ratios."""
         return fmean(run.record["ratio"] for run in self.runs)
 
     @property
+    def by_seed(self) -> dict[int, float]:
+        return {run.record["seed"]: run.score for run in self.runs if run.score is not None}
+
+    @property
     def scores(self) -> list[float]:
-        return [run.score for run in self.runs if run.score is not None]
+        return [*self.by_seed.values()]
 
     @property
     def mean(self) -> float:
@@ -94,18 +118,25 @@ class Point:
 
     @property
     def retention(self) -> dict[str, float | None]:
-        """With its standard error, over the seeds that have a reference; None where there is none."""
-        pairs = [(run.score, self.references.get(run.record["seed"])) for run in self.runs]
-        paired = [(score, other) for score, other in pairs if score is not None and other is not None]
-        if not paired:
+        """`retention` and its `standard_error` over the seeds that have a reference; None if no seed has one."""
+        pairs = [(score, self.references[seed]) for seed, score in self.by_seed.items() if seed in self.references]
+        if not pairs:
             return {"retention": None, "standard_error": None}
-        return retention([score for score, _ in paired], [other for _, other in paired])
+        return retention([score for score, _ in pairs], [reference for _, reference in pairs])
+
+    @property
+    def retention_text(self) -> str:
+        """Such as `0.981 ± 0.004`; empty without a reference."""
+        mean, error = self.retention["retention"], self.retention["standard_error"]
+        if mean is None:
+            return ""
+        return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
 
 
 def gather(folders: Sequence[Path]) -> list[Run]:
-    """The runs under folders, latest first. A record that cannot be made sense of is left out with a warning."""
+    """The runs under folders, latest first. A record with odd content is left out with a warning."""
     common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    records = {Path(each["directory"]).resolve(): each for folder in folders for each in read_records(folder)}
+    records = {Path(record["directory"]).resolve(): record for folder in folders for record in read_records(folder)}
     runs = []
     for directory, record in records.items():
         try:
@@ -114,7 +145,10 @@ def gather(folders: Sequence[Path]) -> list[Run]:
             runs.append(run)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             log.warning("left out %s: %s: %s", directory / "record.json", type(error).__name__, error)
-    _tell_apart(runs)
+    for run, text in _differences(runs, lambda run: run.codec, _codec_settings):
+        run.variant = text
+    for run, text in _differences(runs, lambda run: (run.record["task"], run.record["model"]), _recipe_settings):
+        run.recipe = text
     for point in points(runs):
         for run in point.runs:
             reference = point.references.get(run.record["seed"])
@@ -123,117 +157,113 @@ def gather(folders: Sequence[Path]) -> list[Run]:
 
 
 def points(runs: Iterable[Run]) -> list[Point]:
-    """Finished, scored runs by setting, references included, in the order of task, codec and ratio."""
+    """The points of finished runs with a score, uncompressed ones included, by task, model, recipe, codec and ratio."""
     settings: dict[tuple, dict[int, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: str(run.record["started"])):
+    for run in sorted(runs, key=lambda run: str(run.record["started"])):  # a later run replaces an earlier one
         if run.score is not None and run.ratio is not None and run.record["ratio"] is not None:
             settings[run.group, run.codec, run.variant, run.ratio][run.record["seed"]] = run
-    found = [Point(list(seeds.values())) for _, seeds in sorted(settings.items(), key=lambda item: item[0])]
-    for point in found:
-        seeds = {run.record["seed"] for run in point.runs}
-        candidates = [
-            {run.record["seed"]: run.score for run in other.runs if run.score is not None}
-            for other in found
-            if other.runs[0].is_reference and other.runs[0].group == point.runs[0].group
+    result = [Point([*settings[key].values()]) for key in sorted(settings)]
+    references = grouped((point for point in result if point.run.is_reference), lambda point: point.run.group)
+    for point in result:
+        # Of the embedding frozen and trained, the one that shares more seeds, then the one that scores higher on them.
+        shared = [
+            {seed: score for seed, score in reference.by_seed.items() if seed in point.by_seed}
+            for reference in references.get(point.run.group, [])
         ]
-        # The better of frozen and trained, on the same seeds; if none has them all, the one that has the most.
-        shared = [{seed: each[seed] for seed in seeds & each.keys()} for each in candidates if seeds & each.keys()]
-        point.references = max(shared, key=lambda each: (len(each), fmean(each.values())), default={})
-    return found
+        point.references = max(
+            filter(None, shared), key=lambda scores: (len(scores), fmean(scores.values())), default={}
+        )
+    return result
 
 
 def artifacts(runs: Iterable[Run]) -> list[Run]:
-    """One run for each artifact that was measured, with a `nmse` and a ratio."""
-    seen: dict[str, Run] = {}
+    """One run for every measured artifact, that is one with a `nmse` and a ratio."""
+    first: dict[str, Run] = {}
     for run in runs:
-        told = run.record["compression"].get("nmse"), run.record["ratio"]
-        if all(isinstance(value, (int, float)) and value > 0 for value in told):
-            seen.setdefault(str(run.record["artifact"] or run.name), run)
-    return list(seen.values())
+        numbers = run.record["compression"].get("nmse"), run.record["ratio"]
+        if all(isinstance(number, (int, float)) and number > 0 for number in numbers):
+            first.setdefault(str(run.record["artifact"] or run.name), run)
+    return list(first.values())
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined with dots."""
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by their key, in the order of the first item of every key."""
+    groups: dict[K, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
+def dotted(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary as a flat one: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 
 
 def _complete(record: dict[str, Any]) -> dict[str, Any]:
-    """With what records of earlier versions lack. Raises TypeError or AttributeError for values of a wrong type."""
-    lacking: dict[str, Any] = {
-        "table": {},
-        "compression": {},
-        "ratio": None,
-        "ratio_asked": None,
-        "seconds": {},
-        "hardware": {},
-    }
-    lacking |= {"error": None, "artifact": None, "artifact_bytes": None, "git_commit": None, "versions": {}}
-    lacking |= {"table_bytes": None, "model_bytes": None, "stored_bytes": None}
-    whole = lacking | {"task": "?", "model": "?", "seed": 0} | record
+    """A record with the defaults that it lacks. Raises TypeError or AttributeError for a value of a wrong type."""
+
+    def require(valid: object, name: str, value: object) -> None:
+        if not valid:
+            raise TypeError(f"{name} is {value!r}")
+
+    whole = DEFAULTS | record
     for name in ("config", "metrics", "table", "compression", "seconds", "hardware"):
-        if not isinstance(whole[name], dict):
-            raise TypeError(f"{name} is {whole[name]!r}")
-    if not isinstance(whole["config"].get("finetune") or {}, dict):
-        raise TypeError(f"config.finetune is {whole['config']['finetune']!r}")
+        require(isinstance(whole[name], dict), name, whole[name])
+    finetune = whole["config"].get("finetune") or {}
+    require(isinstance(finetune, dict), "config.finetune", finetune)
+    require(isinstance(whole["seed"], int), "seed", whole["seed"])
     numbers = {name: whole[name] for name in ("ratio", "ratio_asked") if whole[name] is not None}
     numbers |= {name: whole["compression"][name] for name in ("nmse", "weighted_nmse") if name in whole["compression"]}
     for name, value in (numbers | whole["seconds"]).items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise TypeError(f"{name} is {value!r}")
+        require(isinstance(value, (int, float)) and math.isfinite(value), name, value)
     for name in ("singular_values", "gaussian_bound") if whole["table"] else ():
         curve = whole["table"].get(name, {})
-        if len({len(each) for each in curve.values()}) > 1 or (name == "singular_values" and not curve):
-            raise TypeError(f"table.{name} is {curve!r}")
-    if len(tenths := whole["compression"].get("nmse_by_frequency_tenth") or [0] * 10) != 10:
-        raise TypeError(f"nmse_by_frequency_tenth is {tenths!r}")
-    if not isinstance(whole["seed"], int):
-        raise TypeError(f"seed is {whole['seed']!r}")
+        same_length = len({len(values) for values in curve.values()}) < 2
+        require(same_length and (curve or name == "gaussian_bound"), f"table.{name}", curve)
+    tenths = whole["compression"].get("nmse_by_frequency_tenth")
+    require(not tenths or len(tenths) == 10, "nmse_by_frequency_tenth", tenths)
     return whole
 
 
-def _tell_apart(runs: list[Run]) -> None:
-    """Set `variant` and `recipe` to the settings that differ among runs that otherwise look the same."""
-    codecs, recipes = defaultdict(list), defaultdict(list)
-    for run in runs:
-        codecs[run.codec].append(run)
-        recipes[run.record["task"], run.record["model"]].append(run)
-
-    def setting(config: dict[str, Any]) -> dict[str, Any]:
-        told: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
-        finetune = config.get("finetune") or {}
-        told |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
-        return told | {"distilled": bool(config.get("distill"))}
-
-    def rest(record: dict[str, Any]) -> dict[str, Any]:
-        config = record["config"]
-        told = recipe(config)
-        told["finetune"] |= {"trainable": None}
-        # A seed draws other numbers on another kind of device: its runs there are no pairs.
-        told["accelerator"] = record["hardware"].get("accelerator")
-        return {name: value for name, value in told.items() if name != "seed"}
-
-    for same in codecs.values():
-        for run, told in zip(same, _differences([setting(run.record["config"]) for run in same]), strict=True):
-            run.variant = told
-    for same in recipes.values():
-        for run, told in zip(same, _differences([rest(run.record) for run in same]), strict=True):
-            run.recipe = told
+def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
+    config = record["config"]
+    settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
+    finetune = config.get("finetune") or {}
+    settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
+    return settings | {"distilled": bool(config.get("distill"))}
 
 
-def _differences(configs: list[dict[str, Any]]) -> list[str]:
-    """Of each config, the values of the keys on which not all agree, by the last part of their name."""
-    flat = [{key: json.dumps(value, sort_keys=True) for key, value in flatten(config).items()} for config in configs]
-    keys = sorted({key for each in flat for key in each})
-    differ = [key for key in keys if len({each.get(key) for each in flat}) > 1]
-    short = [key.rpartition(".")[2] for key in differ]
-    names = [last if short.count(last) == 1 else key for key, last in zip(differ, short, strict=True)]
-    return [
-        ", ".join(f"{name}={each.get(key, 'null')}" for key, name in zip(differ, names, strict=True)).replace('"', "")
-        for each in flat
-    ]
+def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
+    settings = recipe(record["config"])
+    settings.pop("seed", None)
+    settings["finetune"] |= {"trainable": None}
+    # The same seed draws other numbers on another kind of device, so runs on both are no pairs.
+    return settings | {"accelerator": record["hardware"].get("accelerator")}
+
+
+def _differences(
+    runs: list[Run], key: Callable[[Run], Any], settings: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterable[tuple[Run, str]]:
+    """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`."""
+    for group in grouped(runs, key).values():
+        configs = [{path: _text(path, value) for path, value in dotted(settings(run.record)).items()} for run in group]
+        # A name is shortened to its last part, unless two names end the same.
+        paths = sorted({path for config in configs for path in config})
+        paths = [path for path in paths if len({config.get(path) for config in configs}) > 1]
+        short = [path.rpartition(".")[2] for path in paths]
+        names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
+        for run, config in zip(group, configs, strict=True):
+            values = [config.get(path, "null") for path in paths]
+            parts = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+            yield run, ", ".join(parts).replace('"', "")
+
+
+def _text(path: str, value: Any) -> str:
+    """A setting as text; of a class its name alone, which stays the same when the class moves to another module."""
+    return json.dumps(str(value).rpartition(".")[2] if path.endswith("_target_") else value, sort_keys=True)
 
 
 def _read_curves(directory: Path) -> Curves:
@@ -245,21 +275,16 @@ def _read_curves(directory: Path) -> Curves:
 
 
 @lru_cache(maxsize=10_000)
-def _parse_curves(path: Path, stamp: int) -> Curves:
-    """Curves of a CSV file, thinned; `stamp` makes a file that has changed be read again."""
+def _parse_curves(path: Path, changed: int) -> Curves:
+    """The thinned curves of a CSV file. `changed` is its time of change: a changed file is not taken from the cache."""
     curves: Curves = defaultdict(list)
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             step = _number(row.pop("step", None))
             for name, cell in row.items():
                 value = _number(cell)
-                if (
-                    name
-                    and name != "epoch"
-                    and not name.startswith("table/")
-                    and step is not None
-                    and value is not None
-                ):
+                is_curve = name and name != "epoch" and not name.startswith("table/")
+                if is_curve and step is not None and value is not None:
                     curves[name].append((step, value))
     return {name: _thin(curve) for name, curve in curves.items()}
 
@@ -273,7 +298,7 @@ def _number(cell: Any) -> float | None:
 
 
 def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Evenly, both ends kept, values to four digits."""
+    """Points at even distances with both ends, values to four digits."""
     if len(curve) > CURVE_POINTS:
         curve = [curve[round(i * (len(curve) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
     return [(step, float(f"{value:.4g}")) for step, value in curve]

@@ -1,4 +1,4 @@
-"""A W&B workspace and a W&B report of a project, as code: how every codec stands at every ratio."""
+"""A W&B workspace and a W&B report of a project, as code: the score and the error of every codec at every ratio."""
 
 from typing import Any
 
@@ -6,36 +6,38 @@ from lighttoken.config.schema import has_wandb_key
 from lighttoken.errors import LighttokenError
 
 TITLE = "lighttoken: codecs against ratio"
+SECTIONS = ("Score against ratio", "The table", "Training")
 COLUMNS = ("score", "retention", "ratio", "bytes", "nmse")
 
 
-def publish(entity: str | None, project: str) -> list[str]:
-    """Save the workspace and the report of a project; returns their addresses. `entity` None: the user's default.
+def publish(project: str) -> list[str]:
+    """Save the workspace and the report of `[ENTITY/]PROJECT`; returns their addresses.
 
-    Raises LighttokenError without the package, without a key and for what W&B refuses.
+    Without an entity it is the user's default. Raises LighttokenError if the package or a key is missing, and for
+    what W&B refuses.
     """
     _interfaces()
     if not has_wandb_key():
         raise LighttokenError("a W&B workspace needs a key: run wandb login, or set WANDB_API_KEY")
     import wandb
 
+    entity, _, name = project.rpartition("/")
     try:
-        owner = entity or str(wandb.Api().default_entity)
-        return [make(owner, project).save().url for make in (workspace, report)]
+        entity = entity or str(wandb.Api().default_entity)
+        return [make(entity, name).save().url for make in (workspace, report)]
     except (wandb.errors.Error, ValueError, OSError) as error:
-        raise LighttokenError(f"W&B refuses {entity}/{project}: {' '.join(str(error).split())}") from error
+        raise LighttokenError(f"W&B refuses {project}: {' '.join(str(error).split())}") from error
 
 
 def workspace(entity: str, project: str) -> Any:
-    """The workspace: runs grouped by codec and ratio, and sections for scores, the table's error and the training."""
+    """The workspace: runs grouped by task, codec and ratio, with sections for the scores, the table, the training."""
     ws, _ = _interfaces()
-    scores, errors, curves = _panels()
-    sections = [("Score against ratio", scores), ("The table", errors), ("Training", curves)]
+    sections = zip(SECTIONS, _panels(), strict=True)
     return ws.Workspace(
         entity=entity,
         project=project,
         name=TITLE,
-        auto_generate_panels=True,  # the figures of single runs below ours
+        auto_generate_panels=True,  # the figures of single runs, below our sections
         sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections],
         runset_settings=ws.RunsetSettings(
             groupby=[ws.Config("task"), ws.Config("codec"), ws.Config("ratio")],
@@ -45,50 +47,41 @@ def workspace(entity: str, project: str) -> Any:
 
 
 def report(entity: str, project: str) -> Any:
-    """The report: the same panels with words in between."""
+    """The report: the same panels with a sentence about each section."""
     _, wr = _interfaces()
-    scores, errors, curves = _panels()
-
-    def grid(panels: list[Any]) -> Any:
-        runs = wr.Runset(
-            entity=entity, project=project, name="by codec and ratio", groupby=["config.codec", "config.ratio"]
-        )
-        return wr.PanelGrid(runsets=[runs], panels=panels)
-
+    texts = (
+        "The ratio is V x d x 4 bytes over the bytes on disk. Retention is the score divided by the score of the "
+        "uncompressed run with the same recipe and the same seed.",
+        "nmse is the mean squared error of the table divided by its variance. A low nmse does not imply a high score.",
+        "A unit is saturated when it fires for nearly every row, or for nearly none.",
+    )
+    blocks = []
+    for title, text, panels in zip(SECTIONS, texts, _panels(), strict=True):
+        groups = ["config.codec", "config.ratio"]
+        runs = wr.Runset(entity=entity, project=project, name="by codec and ratio", groupby=groups)
+        blocks += [wr.H1(title), wr.P(text), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(
         entity=entity,
         project=project,
         title=TITLE,
-        description="Compressed token-embedding tables: what each codec keeps of the score at each ratio",
-        blocks=[
-            wr.H1("Score against ratio"),
-            wr.P(
-                "The ratio is V x d x 4 bytes over the bytes on disk. Retention is the score over that of the run with "
-                "nothing compressed, the same recipe and the same seed."
-            ),
-            grid(scores),
-            wr.H1("The table"),
-            wr.P("nmse: mean squared error of the table over its variance. A low one is not yet a high score."),
-            grid(errors),
-            wr.H1("Training"),
-            wr.P("A unit saturates when it fires for nearly every row, or for nearly none."),
-            grid(curves),
-        ],
+        description="Compressed token-embedding tables: the score that every codec keeps at every ratio",
+        blocks=blocks,
     )
 
 
 def _panels() -> tuple[list[Any], list[Any], list[Any]]:
+    """The panels about the scores, the table and the training."""
     _, wr = _interfaces()
 
     def against_ratio(name: str, log_y: bool = False) -> Any:
-        metric = wr.SummaryMetric(name)
-        return wr.ScatterPlot(title=name, x=wr.SummaryMetric("ratio"), y=metric, log_x=True, log_y=log_y)
+        y = wr.SummaryMetric(name)
+        return wr.ScatterPlot(title=name, x=wr.SummaryMetric("ratio"), y=y, log_x=True, log_y=log_y)
 
     scores = [
         against_ratio("score"),
         against_ratio("retention"),
         wr.ParallelCoordinatesPlot(
-            title="what was asked, what came out",
+            title="codecs and their results",
             columns=[
                 wr.ParallelCoordinatesPlotColumn(metric=wr.Config("codec")),
                 *(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in COLUMNS),
@@ -109,10 +102,10 @@ def _panels() -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def _interfaces() -> tuple[Any, Any]:
-    """The two modules of wandb-workspaces."""
+    """The modules of wandb-workspaces for workspaces and for reports. Raises LighttokenError if it is missing."""
     try:
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
-        raise LighttokenError("a W&B workspace needs wandb-workspaces; pip install 'lighttoken[wandb]'") from error
+        raise LighttokenError("a W&B workspace needs wandb-workspaces; run pip install 'lighttoken[wandb]'") from error
     return workspaces, reports

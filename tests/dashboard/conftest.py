@@ -1,6 +1,8 @@
-"""Records as runs leave them, with made-up numbers."""
+"""Records as runs write them, with random numbers."""
 
+import base64
 import csv
+import gzip
 import json
 import math
 import random
@@ -10,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from lighttoken.dashboard.charts import make_charts
+from lighttoken.dashboard.gather import gather
+from lighttoken.dashboard.page import write_page
 from lighttoken.run.measure import BOUND_RATIOS
 from lighttoken.run.records import Record
 
@@ -27,8 +32,8 @@ TABLE = {
 def write_run(
     folder: Path, task: str, codec: str, ratio: float = 25.0, seed: int = 0, status: str = "done", **other: Any
 ) -> Path:
-    """A run folder with its record.json and metrics.csv; `config` is merged in, other values replace the record's."""
-    chance = random.Random(f"{task}{codec}{ratio}{seed}")
+    """A run folder with record.json and metrics.csv. `config` is merged in, other values replace the record's."""
+    draw = random.Random(f"{task}{codec}{ratio}{seed}")
     ratio = 1.0 if codec == "none" else ratio
     name = f"{len(list(folder.glob('*'))):04d}_{task}_{codec.replace('/', '_')[:30]}_{ratio:g}x_seed{seed}"
     config = {
@@ -44,9 +49,9 @@ def write_run(
         "output_dir": "outputs",
     }
     config |= other.pop("config", {})
-    place = (CODECS.index(codec) if codec in CODECS else 0) / len(CODECS)
-    loss = 0.0 if codec == "none" else (0.03 + 0.25 * place) * math.log(ratio) / math.log(103)
-    score = 0.81 * (1 - loss) + chance.gauss(0, 0.006)
+    quality = (CODECS.index(codec) if codec in CODECS else 0) / len(CODECS)  # 0: the best codec
+    loss = 0.0 if codec == "none" else (0.03 + 0.25 * quality) * math.log(ratio) / math.log(103)
+    score = 0.81 * (1 - loss) + draw.gauss(0, 0.006)
     record = Record(
         folder / name,
         config,
@@ -56,12 +61,15 @@ def write_run(
         seed=seed,
         ratio_asked=None if codec == "none" else ratio,
         status="running",
-        started=f"2026-11-{1 + seed:02d}T{chance.randrange(24):02d}:{chance.randrange(60):02d}:00+00:00",
+        hardware={"accelerator": "none", "cpu_cores": 2},
+        versions={"lighttoken": "0.1.0"},
+        git_commit="0" * 40,  # git is slow to ask
+        started=f"2026-11-{1 + seed:02d}T{draw.randrange(24):02d}:{draw.randrange(60):02d}:00+00:00",
     )
     record.table_bytes = record.artifact_bytes = 30522 * 384 * 4
     record.seconds = {"load": 3.1, "compress": 61.2}
     if status != "running":
-        record.ratio = ratio * (1 + (codec != "none") * chance.random() / 100)
+        record.ratio = ratio * (1 + (codec != "none") * draw.random() / 100)
         record.artifact_bytes = int(record.table_bytes / record.ratio)
         record.model_bytes, record.stored_bytes = 90_900_000, 90_900_000 - record.table_bytes + record.artifact_bytes
         record.table = TABLE
@@ -70,8 +78,8 @@ def write_run(
         record.metrics["val/loss"] = 0.51
         if codec != "none":
             bound = 4 ** (-24 / ratio)
-            nmse = min(1.1, bound + 0.05 + 0.5 * place)
-            tenths = [nmse * (0.5 + 0.1 * i + chance.gauss(0, 0.02)) for i in range(10)]
+            nmse = min(1.1, bound + 0.05 + 0.5 * quality)
+            tenths = [nmse * (0.5 + 0.1 * i + draw.gauss(0, 0.02)) for i in range(10)]
             parts = {"codes": record.artifact_bytes - 40_000, "decoder": 38_500, "description": 1_500}
             record.compression = {"nmse": nmse, "weighted_nmse": 0.8 * nmse, "bound_nmse": bound}
             record.compression |= {"nmse_by_frequency_tenth": tenths, "bytes_by_part": parts}
@@ -83,11 +91,11 @@ def write_run(
         setattr(record, key, value)
     record.save()
     if status != "failed":
-        _write_curves(record.directory, codec, chance)
+        _write_curves(record.directory, codec, draw)
     return record.directory
 
 
-def _write_curves(directory: Path, codec: str, chance: random.Random) -> None:
+def _write_curves(directory: Path, codec: str, draw: random.Random) -> None:
     rows: list[dict[str, float]] = []
     if codec == "lighttoken_paper":
         for stage in (1, 2, 3):
@@ -97,7 +105,7 @@ def _write_curves(directory: Path, codec: str, chance: random.Random) -> None:
                 rows.append({"step": step, f"stage{stage}/saturation": min(0.5, 0.02 / temperature**0.4)})
                 rows.append({"step": step, f"stage{stage}/loss": loss, f"stage{stage}/temperature": temperature})
     for step in range(0, 700, 10):
-        rows.append({"step": step, "train/loss": 0.3 + math.exp(-step / 300) + chance.gauss(0, 0.03)})
+        rows.append({"step": step, "train/loss": 0.3 + math.exp(-step / 300) + draw.gauss(0, 0.03)})
         rows.append({"step": step, "lr-AdamW/pg1": 5e-5 * (1 - step / 700)})
     for step in (230, 460, 690):
         rows.append({"step": step, "val/loss": 0.6 - step / 5000, "val/accuracy": 0.7 + step / 8000})
@@ -108,23 +116,9 @@ def _write_curves(directory: Path, codec: str, chance: random.Random) -> None:
         writer.writerows(rows)
 
 
-def write_sweep(folder: Path) -> int:
-    """Every codec at three ratios, seeds and two tasks, with some that failed or still run; how many runs."""
-    for task in SCORES:
-        for seed in range(3):
-            write_run(folder, task, "none", seed=seed)
-            for codec in CODECS:
-                for ratio in (5.0, 25.0, 103.0):
-                    failed = codec in ("near_lossless_binary", "scalar") and ratio == 103
-                    running = (task, codec, ratio, seed) == ("cola", "vocabulary_pruning", 103.0, 2)
-                    status = "failed" if failed else "running" if running else "done"
-                    write_run(folder, task, codec, ratio, seed, status)
-    return len(SCORES) * 3 * (1 + 3 * len(CODECS))
-
-
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run under `outputs`, see `write_run`."""
+    """Writes a run into `outputs`; see `write_run`."""
 
     def write(task: str = "mrpc", codec: str = "svd", *arguments: Any, **other: Any) -> Path:
         return write_run(tmp_path / "outputs", task, codec, *arguments, **other)
@@ -132,11 +126,13 @@ def run_folder(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def read_data(page: Path) -> dict[str, Any]:
-    """The data that a page carries."""
-    import base64
-    import gzip
+def page_of(folder: Path) -> Path:
+    """The page of the runs under a folder, without figures and tables."""
+    runs = gather([folder])
+    return write_page(runs, make_charts(runs), folder)
 
-    text = page.read_text()
-    start = text.index('<script id="data" type="text/plain">') + len('<script id="data" type="text/plain">')
-    return json.loads(gzip.decompress(base64.b64decode(text[start : text.index("</script>", start)])))
+
+def read_data(page: Path) -> dict[str, Any]:
+    """The data in a page."""
+    _, _, rest = page.read_text().partition('<script id="data" type="text/plain">')
+    return json.loads(gzip.decompress(base64.b64decode(rest.partition("</script>")[0])))

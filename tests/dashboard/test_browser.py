@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from lighttoken.dashboard.serve import report
-from tests.dashboard.conftest import write_run
+from tests.dashboard.conftest import page_of, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NASTY = "</script><img src=x onerror=\"document.title='hit'\"><b>"
@@ -30,8 +29,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "runs", "cola", "svd", 103.0, 0, "failed")
     write_run(folder / "runs", "cola", "pq", 103.0, 0, "running")
     write_run(folder / "runs", NASTY.replace("/", "_"), NASTY, error=NASTY, model=NASTY, config={NASTY: NASTY})
-    report([folder], folder / "report")
-    return folder / "report" / "index.html"
+    return page_of(folder)
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +40,36 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(params=[(1440, 900), (390, 844)], ids=["desktop", "phone"])
-def page(request, browser, page_file):
-    """The loaded page; fails afterwards if it logged an error or asked for anything but itself."""
+@pytest.fixture(scope="module", params=[(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def tab(request, browser):
+    """A tab for all tests: the first page in a tab is slow, because plotly.js is compiled."""
     width, height = request.param
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda asked: None if asked.url.startswith(page_file.as_uri()) else wrong.append(asked.url))
-    page.goto(page_file.as_uri())
-    page.wait_for_selector("html[data-ready]")
-    yield page
+    context = browser.new_context(viewport={"width": width, "height": height})
+    yield context.new_page()
     context.close()
-    assert wrong == []
+
+
+@pytest.fixture
+def page(tab, page_file):
+    """The loaded page. Fails at the end if it logged an error or requested anything but itself."""
+    uri, problems = page_file.as_uri(), []
+    listeners = {
+        "pageerror": lambda error: problems.append(str(error)),
+        "console": lambda message: problems.append(message.text) if message.type == "error" else None,
+        "request": lambda request: None if request.url.startswith(uri) else problems.append(request.url),
+    }
+    tab.emulate_media(color_scheme="light")
+    tab.goto(uri)
+    tab.evaluate("sessionStorage.clear(), localStorage.clear()")
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+    tab.reload()
+    tab.wait_for_selector("html[data-ready]")
+    yield tab
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    tab.goto("about:blank")
+    assert problems == []
 
 
 def column(page, number: int) -> list[str]:
@@ -71,7 +84,7 @@ def test_sort_by_header_with_the_keyboard(page):
     scores = [float(text) for text in column(page, 3) if text]
     assert len(scores) > 15
     assert scores == sorted(scores, reverse=True)
-    assert column(page, 3)[-1] == ""  # what has no score comes last
+    assert column(page, 3)[-1] == ""  # a run without a score comes last
     page.keyboard.press("Enter")
     assert header.get_attribute("aria-sort") == "ascending"
     scores = [float(text) for text in column(page, 3) if text]
@@ -79,7 +92,7 @@ def test_sort_by_header_with_the_keyboard(page):
     assert column(page, 3)[-1] == ""
 
 
-def test_filter_by_words_and_by_choice_and_keep_it_over_a_reload(page):
+def test_filter_by_words_and_by_choice_and_keep_the_filter_after_a_reload(page):
     page.fill("#filter", "svd 103x")
     assert page.inner_text("#count") == "3 of 23 runs"
     page.select_option("#filter-status", "failed")
@@ -101,8 +114,8 @@ def test_open_a_run_with_enter_and_close_it_with_escape(page):
     dialog = page.get_by_role("dialog")
     dialog.wait_for()
     assert "#run=" in page.url
-    for told in ("mrpc, lighttoken_paper at 25x, seed 1", "Bytes by part", "decoder", "learning_rate", "val/f1"):
-        assert told in dialog.inner_text()
+    for text in ("mrpc, lighttoken_paper at 25x, seed 1", "Bytes by part", "decoder", "learning_rate", "val/f1"):
+        assert text in dialog.inner_text()
     dialog.locator(".panel").first.scroll_into_view_if_needed()
     page.wait_for_selector("dialog .panel .main-svg")
     page.keyboard.press("Escape")
@@ -136,7 +149,7 @@ def test_the_charts_are_drawn_and_fit_the_width(page):
     expect(traces).to_have_count(before - 1)
 
 
-def test_dark_follows_the_system_until_it_is_chosen(page):
+def test_the_theme_follows_the_system_until_the_reader_chooses(page):
     def paper() -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
@@ -151,7 +164,7 @@ def test_dark_follows_the_system_until_it_is_chosen(page):
     assert paper() == dark
 
 
-def test_what_records_say_is_shown_and_never_run(page):
+def test_text_of_records_is_shown_and_never_executed(page):
     page.fill("#filter", "onerror")
     link = page.locator("#table tbody a[href^='#run=']")
     assert NASTY in link.inner_text()

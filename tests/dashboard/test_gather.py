@@ -1,23 +1,25 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from lighttoken.dashboard.charts import INK, OTHERS, OURS, make_charts, score_chart, style
+from lighttoken.dashboard.charts import make_charts, score_chart
 from lighttoken.dashboard.gather import CURVE_POINTS, artifacts, gather, points
+from lighttoken.dashboard.style import INK, OTHERS, OURS, style
 
 
 def scored(score: float) -> dict:
     return {"metrics": {"val/accuracy": score, "val/f1": score, "val/loss": 9.0}}
 
 
-def point_of(runs, codec, **wanted):
-    (found,) = [
+def point_of(runs, codec, **properties):
+    (point,) = [
         point
         for point in points(runs)
-        if point.runs[0].codec == codec and all(getattr(point.runs[0], k) == v for k, v in wanted.items())
+        if point.run.codec == codec and all(getattr(point.run, name) == value for name, value in properties.items())
     ]
-    return found
+    return point
 
 
 def test_a_point_is_the_latest_run_of_each_seed(run_folder, tmp_path):
@@ -44,18 +46,17 @@ def test_retention_is_against_the_better_reference_of_the_same_seed_and_recipe(r
     run_folder("mrpc", "svd", 25.0, 1, **scored(0.72))
     runs = gather([tmp_path / "outputs"])
     point = point_of(runs, "svd")
-    # By hand: 0.72 / 0.85; what is left is 0.72 - r * 0.8 and 0.72 - r * 0.9, which differ by 0.1 r.
+    # By hand: the retention r is 0.72 / 0.85; the residuals 0.72 - r * 0.8 and 0.72 - r * 0.9 differ by 0.1 r.
     assert point.retention["retention"] == pytest.approx(0.72 / 0.85)
     assert point.retention["standard_error"] == pytest.approx(0.1 * (0.72 / 0.85) / 2 / 0.85)
     assert sorted(run.retention for run in runs if run.codec == "svd") == pytest.approx([0.8, 0.9])
     chart = score_chart(points(runs))
     lines = [series for panel in chart.panels for series in panel.series if series.label == "uncompressed"]
     assert sorted(line.y[0] for line in lines) == pytest.approx([0.85, 1.0])  # a panel for each recipe
-    line = lines[0]
-    assert line.colour == INK
+    assert lines[0].colour == INK
 
 
-def test_settings_of_one_codec_are_told_apart_by_what_differs(run_folder, tmp_path):
+def test_runs_of_one_codec_are_labelled_with_the_settings_that_differ(run_folder, tmp_path):
     for precision in ("int8", "float16"):
         run_folder("mrpc", "svd", config={"codec": {"name": "svd", "coefficient_precision": precision}})
     run_folder("mrpc", "pq")
@@ -63,7 +64,7 @@ def test_settings_of_one_codec_are_told_apart_by_what_differs(run_folder, tmp_pa
     assert labels == {"svd (coefficient_precision=int8)", "svd (coefficient_precision=float16)", "pq"}
 
 
-def test_a_distilled_run_is_told_apart_and_is_no_reference(run_folder, tmp_path):
+def test_a_distilled_run_has_a_label_of_its_own_and_is_no_reference(run_folder, tmp_path):
     run_folder("mrpc", "none", **scored(0.5))
     run_folder("mrpc", "none", **scored(0.9), config={"distill": "somewhere"})
     run_folder("mrpc", "svd", **scored(0.4))
@@ -79,6 +80,18 @@ def test_recipes_are_not_mixed(run_folder, tmp_path):
     assert {run.recipe for run in runs} == {"max_epochs=3", "max_epochs=1"}
     assert sorted(point.mean for point in points(runs)) == [0.5, 0.7]
     assert len(score_chart(points(runs)).panels) == 2
+
+
+def test_a_class_that_moves_to_another_module_is_the_same_setting(run_folder, tmp_path):
+    for module in ("finetune", "tasks.finetuner"):
+        config = {"finetune": {"_target_": f"lighttoken.{module}.FineTuner"}, "trainer": {"max_epochs": 3}}
+        codec = {"name": "svd", "_target_": f"lighttoken.{module}.Codec"}
+        run_folder("mrpc", "none", **scored(0.5), config=config)
+        run_folder("mrpc", "svd", **scored(0.4), config=config | {"codec": codec})
+    runs = gather([tmp_path / "outputs"])
+    assert {(run.label, run.recipe) for run in runs} == {("none", ""), ("svd", "")}
+    samples = gather([Path(__file__).parents[1] / "samples/records"])  # from an earlier version
+    assert [run.retention for run in samples] == [1.0, 1.0]
 
 
 def test_runs_on_different_kinds_of_device_are_no_pairs(run_folder, tmp_path):
@@ -106,7 +119,7 @@ def test_folders_that_overlap_give_each_run_once_and_odd_records_are_left_out(ru
     assert len(make_charts(runs)) == 5
 
 
-def test_curves_are_read_thinned_and_without_what_is_no_number(run_folder, tmp_path):
+def test_curves_are_thinned_and_have_numbers_alone(run_folder, tmp_path):
     folder = run_folder("mrpc", "svd")
     lines = [f"{step},{0.5 if step else 'nan'},{step if step == 999 else ''}" for step in range(1000)]
     (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/accuracy", *lines, "1000,0.25"]))

@@ -9,28 +9,30 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from lighttoken.dashboard.charts import score_chart
 from lighttoken.dashboard.figures import draw
 from lighttoken.dashboard.gather import gather, points
-from lighttoken.dashboard.serve import report, serve
-from tests.dashboard.conftest import read_data, write_run
+from lighttoken.dashboard.serve import serve
+from tests.dashboard.conftest import page_of, read_data, write_run
 
 FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
 TABLES = {"runs.csv", "scores.csv", "scores.md"}
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 
-def test_a_page_and_figures_are_written(command, run_folder):
+def test_a_page_figures_and_tables_are_written(command, run_folder):
     folder = run_folder("mrpc", "svd")
-    code, out, err = command("report")
+    code, out, err = command("report", "outputs", "--output", "elsewhere/page")
     assert (code, err) == (0, "")
     assert "1 runs" in out
-    assert {path.name for path in Path("outputs/report").iterdir()} == FIGURES | TABLES | {"index.html"}
-    assert Path("outputs/report/score.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert b"<svg" in Path("outputs/report/score.svg").read_bytes()
-    (run,) = read_data(Path("outputs/report/index.html"))["runs"]
-    assert (Path("outputs/report") / run["link"]).resolve() == folder.resolve()
+    output = Path("elsewhere/page")
+    assert {path.name for path in output.iterdir()} == FIGURES | TABLES | {"index.html"}
+    assert (output / "score.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert b"<svg" in (output / "score.svg").read_bytes()
+    (run,) = read_data(output / "index.html")["runs"]
+    assert (output / run["link"]).resolve() == folder.resolve()
     assert sum(run["bytes_by_part"].values()) == run["artifact_bytes"]
 
 
@@ -43,44 +45,30 @@ def test_a_wandb_report_needs_a_key(command, monkeypatch, tmp_path):
     assert err == "error: a W&B workspace needs a key: run wandb login, or set WANDB_API_KEY\n"
 
 
-def test_records_cannot_write_into_the_page(command, run_folder):
+def test_text_of_records_cannot_become_a_part_of_the_page_and_nothing_is_fetched(run_folder):
     run_folder(NASTY.replace("/", "_"), NASTY, model=NASTY, error=NASTY, config={"codec": {"name": NASTY}})
-    code, _, err = command("report", "outputs", "--output", "elsewhere/page")
-    assert (code, err) == (0, "")
-    assert "<img" not in Path("elsewhere/page/index.html").read_text().replace(_plotly(), "")
-    (run,) = read_data(Path("elsewhere/page/index.html"))["runs"]
+    page = page_of(Path("outputs"))
+    (run,) = read_data(page)["runs"]
     assert run["error"] == NASTY
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-def test_the_page_asks_for_nothing_from_outside(command, run_folder):
-    run_folder()
-    command("report")
-    own = Path("outputs/report/index.html").read_text().replace(_plotly(), "")
-    assert "default-src 'none'" in own
-    assert "http://www.w3.org/2000/svg" in own
-    assert own.count("http") == own.count("http://www.w3.org/2000/svg") + own.count("http-equiv")
+    text = page.read_text().replace(get_plotlyjs(), "")
+    assert "<img" not in text
+    assert "default-src 'none'" in text
+    assert "http://www.w3.org/2000/svg" in text
+    assert text.count("http") == text.count("http://www.w3.org/2000/svg") + text.count("http-equiv")
 
 
 def test_500_runs_fit_into_8_megabytes(tmp_path):
     for i in range(500):
         codec = ("lighttoken_paper", "svd", "none")[i % 3]
-        write_run(tmp_path / "runs", f"task{i % 9}", codec, 5.0 + i % 7, i)
-    report([tmp_path], tmp_path / "report")
-    page = tmp_path / "report" / "index.html"
+        write_run(tmp_path, f"task{i % 9}", codec, 5.0 + i % 7, i)
+    page = page_of(tmp_path)
     assert len(read_data(page)["runs"]) == 500
     assert page.stat().st_size < 8e6
 
 
-def test_numbers_that_json_has_no_word_for_are_left_out(command, run_folder):
+def test_numbers_that_are_not_finite_are_null_on_the_page(run_folder):
     run_folder(metrics={"val/accuracy": float("nan"), "val/loss": float("inf")})
-    assert command("report")[0] == 0
-    (run,) = read_data(Path("outputs/report/index.html"))["runs"]
+    (run,) = read_data(page_of(Path("outputs")))["runs"]
     assert run["score"] is None
     assert run["metrics"] == {"val/accuracy": None, "val/loss": None}
 
@@ -109,24 +97,24 @@ def test_a_missing_library_is_named_with_its_cure(command, run_folder, monkeypat
     assert err == f"error: the report needs {library}; run pip install 'lighttoken[report]'\n"
 
 
-def test_the_server_is_local_and_knows_its_name(run_folder, capsys):
-    run_folder()
-    report([Path("outputs")], Path("outputs/report"))
-    server = serve(Path("outputs"), 0)
+def test_the_server_answers_requests_to_a_local_name_alone(tmp_path, capsys):
+    page = tmp_path / "index.html"
+    page.write_bytes(os.urandom(2_000_000))
+    server = serve(tmp_path, 0)
     try:
         assert server.server_address[0] == "127.0.0.1"
-        address = f"http://127.0.0.1:{server.server_port}/report/index.html"
-        with urllib.request.urlopen(address) as answer:
-            assert answer.read() == Path("outputs/report/index.html").read_bytes()
+        address = f"http://127.0.0.1:{server.server_port}/index.html"
+        with urllib.request.urlopen(address) as response:
+            assert response.read() == page.read_bytes()
         foreign = urllib.request.Request(address, headers={"Host": f"evil.example:{server.server_port}"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(foreign)
-        for place in range(20):  # browsers that leave before they have it all
-            with socket.create_connection(server.server_address) as hasty:
-                hasty.sendall(f"GET /report/index.html?{place} HTTP/1.1\r\nHost: localhost:1\r\n\r\n".encode())
-                hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        with urllib.request.urlopen(address) as answer:
-            assert answer.status == 200
+        for _ in range(4):  # browsers that leave before they have the whole page
+            with socket.create_connection(server.server_address) as connection:
+                connection.sendall(b"GET /index.html HTTP/1.1\r\nHost: localhost:1\r\n\r\n")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with urllib.request.urlopen(address) as response:
+            assert response.status == 200
         assert capsys.readouterr().err == ""
     finally:
         server.shutdown()
@@ -135,11 +123,11 @@ def test_the_server_is_local_and_knows_its_name(run_folder, capsys):
 
 def test_the_page_is_written_again_while_it_is_watched(run_folder, tmp_path):
     folder = run_folder(status="running")
-    # A shell lets what it starts in the background ignore Ctrl-C.
+    # A process that a shell starts in the background ignores Ctrl-C, unless it sets its own handler.
     code = """
-import signal, lighttoken.dashboard.serve, lighttoken.report
+import signal, lighttoken.dashboard.report, lighttoken.report
 signal.signal(signal.SIGINT, signal.default_int_handler)
-lighttoken.dashboard.serve.WATCH_SECONDS = 0.2
+lighttoken.dashboard.report.WATCH_SECONDS = 0.2
 lighttoken.report.main()
 """
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -163,7 +151,7 @@ lighttoken.report.main()
         assert data["runs"][0]["status"] == "done"
         process.send_signal(2)
         assert process.wait(60) == 0
-        assert read_data(page)["refresh"] is None  # what nobody writes any more is not loaded again
+        assert read_data(page)["refresh"] is None  # the last page does not reload itself
     finally:
         process.kill()
         process.wait()
@@ -171,8 +159,8 @@ lighttoken.report.main()
 
 def test_the_titles_of_neighbouring_panels_do_not_touch(tmp_path):
     for i in range(2):
-        told = {"data_dir": f"/a/long/path/to/where/the/data/of/this/task/was/put/{i}", "batch_size": 16 + i}
-        write_run(tmp_path, "cola", "svd", config={"task": told})
+        task = {"data_dir": f"/a/long/path/to/where/the/data/of/this/task/was/put/{i}", "batch_size": 16 + i}
+        write_run(tmp_path, "cola", "svd", config={"task": task})
     figure = draw(score_chart(points(gather([tmp_path]))))
     figure.draw_without_rendering()
     left, right = (axes.title.get_window_extent() for axes in figure.axes)

@@ -15,20 +15,22 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def inspect(folder: Path, *flags: str) -> str:
-    """What W&B's own reader of a run folder says."""
-    told = subprocess.run(
+    """The output of W&B's own reader of a run folder."""
+    reader = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", *flags, "--json", str(folder)],
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stderr
-    return told.stdout
+    assert reader.returncode == 0, reader.stderr
+    return reader.stdout
 
 
 @pytest.fixture
 def sweep(checkpoint, sst2, tmp_path) -> tuple[Path, Path]:
-    """The run folders of a sweep of two offline: uncompressed, and compressed. In a process of its own, as W&B keeps
-    the mode that it was first set up with."""
+    """The folders of two offline runs, uncompressed and compressed.
+
+    They run in a process of their own: W&B keeps the mode that it was first set up with.
+    """
     data = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "trainer.accelerator=cpu"]
     quick = ["progress=false", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "ratio=2.5"]
     environment = os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
@@ -60,17 +62,17 @@ def test_an_offline_run_reads_back_as_its_metrics_and_its_record(sweep, tmp_path
     assert len(written) > 50
     assert {entry for entry in written if entry[1] != "epoch"} <= read
 
-    told = json.loads(inspect(run, "--summary"))
-    assert (told["state"], told["exit_code"]) == ("finished", 0)
-    summary = told["summary"]
+    overview = json.loads(inspect(run, "--summary"))
+    assert (overview["state"], overview["exit_code"]) == ("finished", 0)
+    summary = overview["summary"]
     assert {name: summary[name] for name in record["metrics"]} == pytest.approx(record["metrics"])
     assert (summary["ratio"], summary["bytes"]) == (record["ratio"], record["artifact_bytes"])
     assert summary["nmse"] == record["compression"]["nmse"]
-    accuracies = [each["metrics"]["val/accuracy"] for each in (record, reference)]
+    accuracies = [run["metrics"]["val/accuracy"] for run in (record, reference)]
     assert (summary["score"], summary["retention"]) == (accuracies[0], accuracies[0] / accuracies[1])
 
-    assert told["tags"] == ["sst2", "lighttoken_paper", "2.5x"]
-    config = told["config"]
+    assert overview["tags"] == ["sst2", "lighttoken_paper", "2.5x"]
+    config = overview["config"]
     assert (config["codec"], config["ratio"], config["task"], config["model"]) == (
         "lighttoken_paper",
         2.5,
@@ -90,17 +92,16 @@ def test_an_offline_run_reads_back_as_its_metrics_and_its_record(sweep, tmp_path
     assert not (tmp_path / "home/.local/share/wandb").exists()
 
 
-def test_what_a_run_is_told_of_the_table():
-    """Figures and tables, as far as the record has their numbers."""
+def test_a_run_has_the_figures_and_tables_that_its_record_has_numbers_for():
     assert figures({}, {}, "svd", 2.0) == {}
     table = {
         "singular_values": {"index": [1, 2, 8], "value": [3.0, 2.0, 1.0]},
         "gaussian_bound": {"ratio": [2.0, 4.0], "nmse": [0.1, 0.2]},
     }
-    told = figures(table, {"nmse": 0.3, "nmse_by_frequency_tenth": [0.1, 0.2, 0.3]}, "svd", 2.0)
-    assert told["error by frequency"].data == [[1, 0.1], [2, 0.2], [3, 0.3]]
-    assert told["figures/spectrum"].table.data == [[1, 3.0], [2, 2.0], [8, 1.0]]
-    points = told["figures/rate-distortion"].table.data
+    charts = figures(table, {"nmse": 0.3, "nmse_by_frequency_tenth": [0.1, 0.2, 0.3]}, "svd", 2.0)
+    assert charts["error by frequency"].data == [[1, 0.1], [2, 0.2], [3, 0.3]]
+    assert charts["figures/spectrum"].table.data == [[1, 3.0], [2, 2.0], [8, 1.0]]
+    points = charts["figures/rate-distortion"].table.data
     assert sorted(points) == [[2.0, "Gaussian bound", 0.1], [2.0, "svd", 0.3], [4.0, "Gaussian bound", 0.2]]
 
 
@@ -120,13 +121,13 @@ def test_a_config_becomes_columns():
     }
 
 
-def test_the_workspace_groups_runs_and_shows_what_they_were_told():
+def test_the_workspace_groups_runs_and_has_all_panels():
     view = json.loads(wandb_report.workspace("someone", "lighttoken")._to_model().model_dump_json(by_alias=True))
     assert (view["entity"], view["project"]) == ("someone", "lighttoken")
     spec = json.dumps(view["spec"])
     section = view["spec"]["section"]
-    named = [each["name"] for each in section["panelBankConfig"]["sections"] if each["panels"]]
-    assert named == ["Score against ratio", "The table", "Training"]
+    names = [part["name"] for part in section["panelBankConfig"]["sections"] if part["panels"]]
+    assert names == ["Score against ratio", "The table", "Training"]
     (runs,) = section["runSets"]
     assert [(key["section"], key["name"]) for key in runs["grouping"]] == [
         ("config", "task.value"),
@@ -147,12 +148,12 @@ def test_the_report_has_the_same_panels(monkeypatch):
     assert [len(grid["metadata"]["panelBankSectionConfig"]["panels"]) for grid in grids] == [3, 3, 3]
 
 
-def test_what_is_missing_is_told_with_its_cure(monkeypatch, tmp_path):
+def test_a_missing_key_or_package_is_named_with_its_cure(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(LighttokenError, match="a W&B workspace needs a key: run wandb login, or set WANDB_API_KEY"):
-        wandb_report.publish(None, "lighttoken")
+        wandb_report.publish("lighttoken")
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(LighttokenError, match=r"needs wandb-workspaces; pip install 'lighttoken\[wandb\]'"):
-        wandb_report.publish(None, "lighttoken")
+    with pytest.raises(LighttokenError, match=r"needs wandb-workspaces; run pip install 'lighttoken\[wandb\]'"):
+        wandb_report.publish("lighttoken")

@@ -24,15 +24,6 @@ def module(make_model: Callable) -> Callable[..., FineTuner]:
     return make
 
 
-@pytest.fixture
-def data(tokenizer, sst2) -> Callable[..., Glue]:
-    def make(**changes) -> Glue:
-        metrics = {"accuracy": BinaryAccuracy()}
-        return Glue(tokenizer, "sst2", ["sentence"], 2, metrics, batch_size=8, data_dir=str(sst2), **changes)
-
-    return make
-
-
 def fit(module: FineTuner, data: Glue, **changes) -> L.Trainer:
     quiet = {
         "logger": False,
@@ -45,8 +36,8 @@ def fit(module: FineTuner, data: Glue, **changes) -> L.Trainer:
     return trainer
 
 
-def test_scores_are_those_of_the_predictions(module, data):
-    tuner, rows = module(), data()
+def test_scores_are_those_of_the_predictions(module, glue):
+    tuner, rows = module(), glue()
     trainer = fit(tuner, rows)
     trainer.validate(tuner, rows, verbose=False)
     tuner.eval()
@@ -59,24 +50,24 @@ def test_scores_are_those_of_the_predictions(module, data):
     assert float(trainer.callback_metrics["val/accuracy"]) == pytest.approx(right / total)
 
 
-def test_dropout_is_on_while_training(module, data):
+def test_dropout_is_on_while_training(module, glue):
     modes = []
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
             modes.append(all(m.training for m in pl_module.model.modules()))
 
-    fit(module(), data(), callbacks=[Watch()], max_epochs=1)
+    fit(module(), glue(), callbacks=[Watch()], max_epochs=1)
     assert modes == [True] * 8
 
 
-def test_every_batch_of_a_step_has_a_dropout_of_its_own(module, data):
+def test_every_batch_of_a_step_has_its_own_dropout(module, glue):
     def draw(accumulated: int) -> list[int]:
         seeds, tuner = [], module()
         forward = tuner.forward
         tuner.forward = lambda **batch: (tuner.training and seeds.append(torch.initial_seed()), forward(**batch))[1]
         torch.manual_seed(5)
-        fit(tuner, data(), accumulate_grad_batches=accumulated)
+        fit(tuner, glue(), accumulate_grad_batches=accumulated)
         return seeds
 
     assert len(set(draw(1))) == 16  # 2 epochs of 64 rows by 8
@@ -84,24 +75,24 @@ def test_every_batch_of_a_step_has_a_dropout_of_its_own(module, data):
 
 
 @pytest.mark.parametrize("codec", ["svd", "none"])
-def test_a_frozen_embedding_stays_and_the_backbone_moves(module, data, codec):
+def test_a_frozen_embedding_stays_and_the_backbone_moves(module, glue, codec):
     tuner = module(codec=codec)
     embedding = tuner.model.get_input_embeddings()
     before = embedding.weight.detach().clone()
     head = tuner.model.classifier.weight.detach().clone()
-    fit(tuner, data(), max_epochs=1)
+    fit(tuner, glue(), max_epochs=1)
     assert torch.equal(embedding.weight, before)
     assert not torch.equal(tuner.model.classifier.weight, head)
 
 
-def test_the_rate_warms_up_and_falls_to_nothing(module, data):
+def test_the_learning_rate_warms_up_and_falls_to_zero(module, glue):
     rates = []
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, *args):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    fit(module(warmup_ratio=0.25), data(), callbacks=[Watch()])
+    fit(module(warmup_ratio=0.25), glue(), callbacks=[Watch()])
     assert len(rates) == 16
     assert rates[0] == 0
     assert rates[4] == pytest.approx(1e-3)
@@ -110,35 +101,30 @@ def test_the_rate_warms_up_and_falls_to_nothing(module, data):
     assert rates[-1] == pytest.approx(1e-3 / 12)
 
 
-def test_biases_and_normalisation_are_spared_decay(module, data):
+def test_biases_and_normalisation_have_no_weight_decay(module, glue):
     tuner = module(trainable="decoder+factors")
-    optimizer = fit(tuner, data(), max_epochs=1).optimizers[0]
+    optimizer = fit(tuner, glue(), max_epochs=1).optimizers[0]
     names = {id(parameter): name for name, parameter in tuner.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay.keys() == set(names.values())
     spared = ("LayerNorm", "bias", ".trained.")
-    assert all(each == (0.0 if any(word in name for word in spared) else 0.01) for name, each in decay.items())
+    assert all(rate == (0.0 if any(word in name for word in spared) else 0.01) for name, rate in decay.items())
 
 
-def test_what_is_trained_of_a_table_moves_in_proportion_to_its_size(module, data):
+def test_a_trained_matrix_of_a_table_moves_in_proportion_to_its_size(module, glue):
     tuner = module(trainable="decoder+factors", warmup_ratio=0.0)
     embedding = tuner.model.get_input_embeddings()
-    before = {name: each.detach().clone() for name, each in embedding.trained.items()}
+    before = {name: matrix.detach().clone() for name, matrix in embedding.trained.items()}
     size = embedding.weight.square().mean().sqrt()
-    fit(tuner, data(), max_epochs=1, limit_train_batches=1)
-    for name, each in embedding.trained.items():
-        moved = (each.detach() - before[name]).abs().max()
-        if moved > 0:  # Adam's first step is the rate itself
-            expected = 1e-3 * before[name].square().mean().sqrt() / size
-            torch.testing.assert_close(moved, expected.clamp_min(1e-6), rtol=0.01, atol=1e-7)
-    assert {name for name, each in embedding.trained.items() if not torch.equal(each, before[name])} == {
-        "bias",
-        "left",
-        "right",
-    }
+    fit(tuner, glue(), max_epochs=1, limit_train_batches=1)
+    steps = {name: (matrix.detach() - before[name]).abs().max() for name, matrix in embedding.trained.items()}
+    assert {name for name, step in steps.items() if step > 0} == {"bias", "left", "right"}
+    for name in ("bias", "left", "right"):  # Adam's first step is the learning rate itself
+        expected = 1e-3 * before[name].square().mean().sqrt() / size
+        torch.testing.assert_close(steps[name], expected.clamp_min(1e-6), rtol=0.01, atol=1e-7)
 
 
-def test_a_student_learns_the_answers_of_its_teacher_and_keeps_nothing_of_it(module, data, make_model):
+def test_a_student_learns_the_answers_of_its_teacher_and_does_not_save_it(module, glue, make_model):
     teacher = make_model("bert", AutoModelForSequenceClassification)
     torch.nn.init.normal_(teacher.classifier.weight, std=2.0)
     tuner, distances = module(teacher=teacher, distill_weight=1.0), []
@@ -147,26 +133,26 @@ def test_a_student_learns_the_answers_of_its_teacher_and_keeps_nothing_of_it(mod
         def on_train_batch_end(self, trainer, pl_module, *args):
             distances.append(float(trainer.callback_metrics["train/distance"]))
 
-    fit(tuner, data(), callbacks=[Watch()], max_epochs=8)
+    fit(tuner, glue(), callbacks=[Watch()], max_epochs=8)
     assert sum(distances[-8:]) < 0.5 * sum(distances[:8])
     assert not any("teacher" in name for name in tuner.state_dict())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not teacher.training
 
 
-def test_the_distance_is_a_divergence_of_classes_and_spans_and_a_square_of_numbers(module):
+def test_the_distance_is_a_divergence_for_classes_and_spans_and_a_square_for_numbers(module):
     tuner = module(distill_temperature=2.0)
-    ours, its = torch.randn(4, 3), torch.randn(4, 3)
-    p, q = (each.div(2).softmax(-1) for each in (its, ours))
+    ours, theirs = torch.randn(4, 3), torch.randn(4, 3)
+    p, q = (logits.div(2).softmax(-1) for logits in (theirs, ours))
     divergence = 4 * (p * (p / q).log()).sum(-1).mean()
-    torch.testing.assert_close(tuner.distance({"logits": ours}, {"logits": its}), divergence)
-    spans = [{"start_logits": a, "end_logits": b} for a, b in ((ours, its), (its, its))]
+    torch.testing.assert_close(tuner.distance({"logits": ours}, {"logits": theirs}), divergence)
+    spans = [{"start_logits": a, "end_logits": b} for a, b in ((ours, theirs), (theirs, theirs))]
     torch.testing.assert_close(tuner.distance(*spans), divergence / 2)
-    numbers = [{"logits": each[:, :1]} for each in (ours, its)]
-    torch.testing.assert_close(tuner.distance(*numbers), (ours[:, 0] - its[:, 0]).square().mean())
+    numbers = [{"logits": logits[:, :1]} for logits in (ours, theirs)]
+    torch.testing.assert_close(tuner.distance(*numbers), (ours[:, 0] - theirs[:, 0]).square().mean())
 
 
-def test_held_out_rows_have_scores_of_their_own(module, data):
-    tuner, rows = module(), data(dev_fraction=0.3)
+def test_held_out_rows_have_scores_of_their_own(module, glue):
+    tuner, rows = module(), glue(dev_fraction=0.3)
     metrics = fit(tuner, rows).callback_metrics
     assert {"val/accuracy", "val/loss", "dev/accuracy", "dev/loss"} <= metrics.keys()

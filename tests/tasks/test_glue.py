@@ -1,4 +1,4 @@
-"""All nine tasks, in every layout their files come in."""
+"""All nine tasks, in every layout of their files."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 import torch
 from datasets import Dataset
 from hydra.utils import instantiate
-from tests.test_configs import compose
 from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 from lighttoken import LighttokenError
 from lighttoken.run.average import glue_average, task_score
 from lighttoken.tasks.glue import MatthewsCorrCoef
 from tests.conftest import WORDS
+from tests.tasks.conftest import read_record
 
 TEXTS = {
     "cola": ["sentence"],
@@ -29,8 +29,8 @@ TEXTS = {
 NAMES = {"mnli": ["entailment", "neutral", "contradiction"], "qnli": ["entailment", "not_entailment"]}
 NAMES["rte"] = NAMES["qnli"]
 SPLITS = {"mnli": ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched", "ax"]}
-TESTS = ("test", "ax", "diagnostic")  # how splits and files without labels begin
-# Columns of the files of gluebenchmark.com; CoLA's have no header but for test.
+TESTS = ("test", "ax", "diagnostic")  # the beginnings of the names of splits and files without labels
+# Columns of the files of gluebenchmark.com. CoLA's files have no header, except test.
 TSV = {
     "cola": ["source", "label", "star", "sentence"],
     "sst2": ["sentence", "label"],
@@ -48,14 +48,14 @@ FILES |= {"mnli": ["MNLI-m", "MNLI-mm", "AX"], "qnli": ["QNLI"], "rte": ["RTE"],
 
 
 def rows(task: str, split: str, count: int = 12) -> dict[str, list]:
-    """Rows as the hub has them."""
-    made = {
+    """Rows in the hub's layout."""
+    texts = {
         column: [f'{WORDS[(i + j) % 12]} {WORDS[(i * 5 + len(split)) % 12]}" film' for i in range(count)]
         for j, column in enumerate(TEXTS[task])
     }
     classes = len(NAMES.get(task, "ab"))
     label = [i % 6 * 0.9 if task == "stsb" else i % classes for i in range(count)]
-    return made | {"label": [-1] * count if split.startswith(TESTS) else label, "idx": list(range(count))}
+    return texts | {"label": [-1] * count if split.startswith(TESTS) else label, "idx": list(range(count))}
 
 
 def write(folder: Path, task: str, layout: str, count: int = 12) -> None:
@@ -84,43 +84,48 @@ def write_tsv(file: Path, task: str, table: dict[str, list]) -> None:
         values[column] = table[next(texts)] if is_text else table["label"] if column in LABELS else table["idx"]
     if task in NAMES and not is_test:
         (label,) = set(columns) & set(LABELS)
-        values[label] = [NAMES[task][each] for each in values[label]]
+        values[label] = [NAMES[task][number] for number in values[label]]
     if is_test or task != "cola":
         lines.append("\t".join(columns))
     lines += ["\t".join(map(str, row)) for row in zip(*values.values(), strict=True)]
     file.write_text("\n".join(lines) + "\n")
 
 
+@pytest.fixture
+def read_splits(tmp_path, tokenizer, compose):
+    """Reads the splits of a task from the files in the temporary folder."""
+
+    def read(task: str):
+        config = compose(f"task={task}", f"task.data_dir={tmp_path}")
+        return instantiate(config.task, tokenizer=tokenizer).read_splits()
+
+    return read
+
+
 @pytest.mark.parametrize("layout", ["parquet", "jsonl", "tsv"])
 @pytest.mark.parametrize("task", list(TEXTS))
-def test_every_layout_gives_the_same_rows(tmp_path, tokenizer, task, layout):
-    write(tmp_path / "data", task, layout)
-    config = compose(f"task={task}", f"task.data_dir={tmp_path / 'data'}")
-    found = instantiate(config.task, tokenizer=tokenizer).read_splits()
+def test_every_layout_gives_the_same_rows(tmp_path, read_splits, task, layout):
+    write(tmp_path, task, layout)
+    splits = read_splits(task)
     for split in SPLITS.get(task, ["train", "validation", "test"]):
         expected = rows(task, split)
         for column in [*TEXTS[task], *([] if split.startswith(TESTS) else ["label"])]:
-            assert list(found[split][column]) == expected[column], (split, column)
+            assert list(splits[split][column]) == expected[column], (split, column)
 
 
-def read_tsv(folder: Path, tokenizer, task: str = "qqp"):
-    config = compose(f"task={task}", f"task.data_dir={folder}")
-    return instantiate(config.task, tokenizer=tokenizer).read_splits()
-
-
-def test_broken_lines_are_left_out_of_training_and_counted_and_refused_elsewhere(tmp_path, tokenizer, caplog):
+def test_broken_lines_are_left_out_and_counted_in_training_and_refused_elsewhere(tmp_path, read_splits, caplog):
     write(tmp_path, "qqp", "tsv")
     broken = '7\t8\t9\tHow good\n"\tWas it bad?\t0\n7\t8\t9\ta\tb\tc\t0\n'
     train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
     lines = train.read_text().splitlines(keepends=True)
     train.write_text("".join([*lines[:4], broken, *lines[4:]]))
-    found = read_tsv(tmp_path, tokenizer)["train"]
+    splits = read_splits("qqp")
     for column in ("question1", "question2", "label"):
-        assert list(found[column]) == rows("qqp", "train")[column]
+        assert list(splits["train"][column]) == rows("qqp", "train")[column]
     assert "3 of 15 rows are broken and left out; row 3 has 4 fields instead of 6" in caplog.text
     dev.write_text(dev.read_text() + broken)
     with pytest.raises(LighttokenError, match=r"dev\.tsv: row 12 has 4 fields instead of 6"):
-        read_tsv(tmp_path, tokenizer)
+        read_splits("qqp")
 
 
 @pytest.mark.parametrize(
@@ -131,21 +136,21 @@ def test_broken_lines_are_left_out_of_training_and_counted_and_refused_elsewhere
         ("question1\tquestion2\tis_duplicate\na\tb\t0\na\tb\tyes\n", "row 1 has the label 'yes'"),
     ],
 )
-def test_what_is_wrong_with_a_tsv_is_told(tmp_path, tokenizer, content, message):
+def test_a_fault_in_a_tsv_is_named(tmp_path, read_splits, content, message):
     write(tmp_path, "qqp", "tsv")
     (tmp_path / "train.tsv").write_text(content)
-    with pytest.raises(LighttokenError, match=f"cannot get task=qqp from .*train.tsv: {message}"):
-        read_tsv(tmp_path, tokenizer)
+    with pytest.raises(LighttokenError, match=f"cannot read the rows of task=qqp from .*train.tsv: {message}"):
+        read_splits("qqp")
 
 
-def test_characters_that_end_lines_elsewhere_end_no_row_of_a_tsv(tmp_path, tokenizer):
+def test_only_a_newline_ends_a_row_of_a_tsv(tmp_path, read_splits):
     write(tmp_path, "sst2", "tsv")
     text = "one\rtwo\u2028three\x85four"
     (tmp_path / "test.tsv").write_bytes(f"\ufeffindex\tsentence\r\n0\t{text}\r\n1\tbad\r\n".encode())
-    assert list(read_tsv(tmp_path, tokenizer, "sst2")["test"]["sentence"]) == [text, "bad"]
+    assert list(read_splits("sst2")["test"]["sentence"]) == [text, "bad"]
 
 
-def test_matthews_correlation_is_0_for_a_constant_answer_and_else_that_of_torchmetrics():
+def test_matthews_correlation_is_0_for_a_constant_answer_and_otherwise_equals_torchmetrics():
     labels = torch.tensor([0, 1, 1, 1, 0, 1])
     for answers in (torch.zeros(6), torch.ones(6)):
         assert MatthewsCorrCoef()(answers.long(), labels) == 0
@@ -155,26 +160,22 @@ def test_matthews_correlation_is_0_for_a_constant_answer_and_else_that_of_torchm
         assert MatthewsCorrCoef()(answers, labels) == pytest.approx(float(BinaryMatthewsCorrCoef()(answers, labels)))
 
 
-@pytest.mark.parametrize("task", list(TEXTS))
-def test_every_task_trains_scores_and_predicts(command, checkpoint, tmp_path, task):
+@pytest.mark.parametrize(
+    ("task", "architecture"),
+    [(task, "bert") for task in TEXTS]
+    + [(task, other) for task in ("stsb", "mnli") for other in ("roberta", "deberta")],
+)
+def test_every_task_trains_scores_and_predicts(train, tmp_path, task, architecture):
     write(tmp_path / "data", task, "tsv")
-    code, _, err = command(
-        "train",
+    code, _, err = train(
         f"+experiment=glue_{task}",
-        f"model.path={checkpoint()}",
         f"task.data_dir={tmp_path / 'data'}",
         "limit_rows=8",
         "predict=true",
-        "codec=svd",
-        "ratio=2.5",
-        "trainer.max_epochs=1",
-        "trainer.accelerator=cpu",
-        "logger=none",
-        "progress=false",
+        architecture=architecture,
     )
     assert code == 0, err
-    (path,) = Path("outputs/runs").glob("*/record.json")
-    record = json.loads(path.read_text())
+    folder, record = read_record()
     scores = {name for name in record["metrics"] if not name.endswith("loss")}
     assert scores == {
         "cola": {"val/matthews_corrcoef"},
@@ -184,7 +185,7 @@ def test_every_task_trains_scores_and_predicts(command, checkpoint, tmp_path, ta
         "mnli": {"val/accuracy", "val_mm/accuracy"},
     }.get(task, {"val/accuracy"})
     for name in FILES[task]:
-        lines = (path.parent / "predictions" / f"{name}.tsv").read_text().splitlines()
+        lines = (folder / "predictions" / f"{name}.tsv").read_text().splitlines()
         assert lines[0] == "index\tprediction"
         assert [line.split("\t")[0] for line in lines[1:]] == [str(i) for i in range(8)]
         answers = {line.split("\t")[1] for line in lines[1:]}
@@ -194,50 +195,36 @@ def test_every_task_trains_scores_and_predicts(command, checkpoint, tmp_path, ta
             assert answers <= set(NAMES.get(task, ["0", "1"]))
 
 
-def test_predictions_without_a_test_split_say_what_is_missing(command, checkpoint, sst2):
-    arguments = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "predict=true", "codec=none"]
-    code, _, err = command("train", *arguments, "trainer.max_epochs=1", "logger=none", "progress=false")
+def test_predictions_without_a_test_split_name_the_missing_split(train, sst2):
+    code, _, err = train("task=sst2", f"task.data_dir={sst2}", "predict=true", "codec=none")
     assert code == 2
     assert "predict=true needs the split 'test' of task=sst2; found train, validation" in err
 
 
-def test_mnli_is_answered_without_the_diagnostic_set_if_that_is_asked(command, checkpoint, tmp_path):
+def test_the_diagnostic_set_of_mnli_may_be_left_out(train, tmp_path):
     write(tmp_path / "data", "mnli", "tsv")
     (tmp_path / "data" / "diagnostic.tsv").unlink()
-    arguments = ["+experiment=glue_mnli", f"task.data_dir={tmp_path / 'data'}", f"model.path={checkpoint()}"]
-    arguments += ["codec=none", "predict=true", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none"]
-    code, _, err = command("train", *arguments, "progress=false")
+    arguments = ["+experiment=glue_mnli", f"task.data_dir={tmp_path / 'data'}", "codec=none", "predict=true"]
+    code, _, err = train(*arguments)
     assert code == 2
     assert "predict=true needs the split 'ax' of task=mnli; found" in err
-    code, _, err = command("train", *arguments, "progress=false", "~task.submission.ax")
+    code, _, err = train(*arguments, "~task.submission.ax")
     assert code == 0, err
     written = {path.name for path in Path("outputs/runs").glob("*/predictions/*.tsv")}
     assert written == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
-def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2):
+def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2, compose):
     config = compose("task=sst2", f"task.data_dir={sst2}", "limit_rows=5")
     data = instantiate(config.task, tokenizer=tokenizer)
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "validation": 5}
 
 
-def test_glue_all_runs_the_nine_tasks_and_writes_their_average(command, checkpoint, architecture, tmp_path):
+def test_glue_all_runs_the_nine_tasks_and_writes_their_average(train, tmp_path):
     for task in TEXTS:
-        write(tmp_path / "data" / task, task, "parquet", count=70)
-    code, out, err = command(
-        "train",
-        "+experiment=glue_all",
-        f"model.path={checkpoint(architecture)}",
-        f"task.data_dir={tmp_path / 'data'}/${{task.name}}",
-        "limit_rows=64",
-        "codec=svd",
-        "ratio=2.5",
-        "trainer.max_epochs=1",
-        "trainer.accelerator=cpu",
-        "logger=none",
-        "progress=false",
-    )
+        write(tmp_path / "data" / task, task, "parquet")
+    code, out, err = train("+experiment=glue_all", f"task.data_dir={tmp_path / 'data'}/${{task.name}}", "limit_rows=10")
     assert code == 0, err
     (path,) = Path("outputs/sweeps").rglob("glue_average.json")
     (row,) = json.loads(path.read_text())
@@ -253,11 +240,11 @@ def test_a_task_with_two_scores_counts_with_their_mean():
 
 
 def test_an_average_is_of_one_model_and_one_setting():
-    def job(task: str, score: float, *asked: str, model: str = "a", codec: str = "svd") -> tuple[list[str], dict]:
-        told = {"model": model, "task": task, "codec": codec, "ratio_asked": 25.0, "seed": 0, "status": "done"}
-        # Which the recipe has for the task: no setting of the sweep.
+    def job(task: str, score: float, *overrides: str, model: str = "a", codec: str = "svd") -> tuple[list[str], dict]:
+        record = {"model": model, "task": task, "codec": codec, "ratio_asked": 25.0, "seed": 0, "status": "done"}
+        # The learning rate comes from the recipe of the task; it is no setting of the sweep.
         config = {"finetune": {"learning_rate": 2e-5 if task == "rte" else 1e-5}}
-        return [f"task={task}", *asked], told | {"config": config, "metrics": {"val/accuracy": score}}
+        return [f"task={task}", *overrides], record | {"config": config, "metrics": {"val/accuracy": score}}
 
     rows = glue_average(
         [

@@ -9,22 +9,11 @@ from torchmetrics.classification import BinaryAccuracy
 
 from lighttoken import LighttokenError
 from lighttoken.tasks.data import in_share
-from lighttoken.tasks.glue import Glue
 from lighttoken.tasks.rotten_tomatoes import RottenTomatoes
 
 
-def glue(tokenizer, folder, **changes) -> Glue:
-    settings = {
-        "name": "sst2",
-        "text_columns": ["sentence"],
-        "num_labels": 2,
-        "metrics": {"accuracy": BinaryAccuracy()},
-    }
-    return Glue(tokenizer, data_dir=str(folder), **(settings | {"batch_size": 8} | changes))
-
-
-def test_batches_hold_every_row_once_padded_to_their_longest(tokenizer, sst2):
-    data = glue(tokenizer, sst2)
+def test_batches_hold_every_row_once_padded_to_their_longest(glue, tokenizer):
+    data = glue()
     data.prepare_data()
     data.setup()
     batches = list(data.train_dataloader())
@@ -37,19 +26,19 @@ def test_batches_hold_every_row_once_padded_to_their_longest(tokenizer, sst2):
     assert torch.cat([batch["labels"] for batch in validation]).tolist() == [i % 2 for i in range(24)]
 
 
-def test_rows_of_similar_length_share_a_batch(tokenizer, tmp_path):
+def test_rows_of_similar_length_share_a_batch(glue, tmp_path):
     lengths = [1 + i % 20 for i in range(400)]
     for split in ("train", "validation"):
         columns = {"sentence": [" ".join(["film"] * n) for n in lengths], "label": [0] * 400}
         Dataset.from_dict(columns).to_parquet(tmp_path / f"{split}.parquet")
-    data = glue(tokenizer, tmp_path)
+    data = glue(data_dir=str(tmp_path))
     data.setup()
     padded = sum(batch["input_ids"].numel() for batch in data.train_dataloader())
     assert padded < 1.2 * sum(n + 2 for n in lengths)
 
 
-def test_the_order_of_batches_follows_the_seed(tokenizer, sst2):
-    data = glue(tokenizer, sst2)
+def test_the_order_of_batches_follows_the_seed(glue):
+    data = glue()
     data.setup()
     orders = []
     for seed in (0, 0, 1):
@@ -59,22 +48,22 @@ def test_the_order_of_batches_follows_the_seed(tokenizer, sst2):
     assert orders[0] != orders[2]
 
 
-def test_long_sentences_are_cut(tokenizer, sst2):
-    data = glue(tokenizer, sst2, max_length=4)
+def test_long_sentences_are_cut(glue):
+    data = glue(max_length=4)
     data.setup()
     assert max(batch["input_ids"].shape[1] for batch in data.train_dataloader()) == 4
 
 
-def test_tokenised_rows_are_read_from_the_cache_the_second_time(tokenizer, sst2):
-    first, second = glue(tokenizer, sst2), glue(tokenizer, sst2)
+def test_tokenised_rows_are_read_from_the_cache_the_second_time(glue):
+    first, second = glue(), glue()
     first.setup()
     second.setup()
     files = [data.splits["train"].cache_files[0]["filename"] for data in (first, second)]
     assert files[0] == files[1]
 
 
-def test_dev_rows_are_held_out_of_the_training_rows_alone(tokenizer, sst2):
-    data = glue(tokenizer, sst2, dev_fraction=0.25)
+def test_dev_rows_are_held_out_of_the_training_rows_alone(glue):
+    data = glue(dev_fraction=0.25)
     data.setup()
     train, dev = ({tuple(ids) for ids in data.splits[name]["input_ids"]} for name in ("train", "dev"))
     assert len(data.splits["train"]) + len(data.splits["dev"]) == 64
@@ -83,9 +72,9 @@ def test_dev_rows_are_held_out_of_the_training_rows_alone(tokenizer, sst2):
     assert len(data.val_dataloader()) == 2
 
 
-def test_a_share_that_leaves_no_rows_is_refused(tokenizer, sst2):
-    with pytest.raises(LighttokenError, match=r"dev_fraction=0.0001 of 64 training rows leaves none for dev"):
-        glue(tokenizer, sst2, dev_fraction=0.0001).setup()
+def test_a_share_that_leaves_no_rows_is_refused(glue):
+    with pytest.raises(LighttokenError, match=r"dev_fraction=0.0001 of 64 training rows leaves no rows for dev"):
+        glue(dev_fraction=0.0001).setup()
 
 
 def test_dev_rows_are_another_draw_than_the_validation_rows_of_rotten_tomatoes(tokenizer):
@@ -103,36 +92,38 @@ def test_shares_are_stable_and_of_their_size():
     assert all(in_share(text, 0.2) for text in texts if in_share(text, 0.1))
 
 
-def test_a_missing_split_names_the_folder_and_what_is_there(tokenizer, sst2):
+def test_a_missing_split_names_the_folder_and_what_is_there(glue, sst2):
     (sst2 / "validation.parquet").rename(sst2 / "other.parquet")
     with pytest.raises(
         LighttokenError, match=r"no split 'validation': validation.parquet is missing; found other.parquet"
     ):
-        glue(tokenizer, sst2).prepare_data()
-    with pytest.raises(LighttokenError, match=r"task.data_dir=\S+nowhere is no folder; it needs train.parquet"):
-        glue(tokenizer, sst2 / "nowhere").prepare_data()
+        glue().prepare_data()
+    with pytest.raises(LighttokenError, match=r"task.data_dir=\S+nowhere is not a folder; it needs train.parquet"):
+        glue(data_dir=str(sst2 / "nowhere")).prepare_data()
 
 
-def test_a_missing_column_is_named_with_those_that_are_there(tokenizer, sst2):
+def test_a_missing_column_is_named_with_those_that_are_there(glue, sst2):
     Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(sst2 / "train.parquet")
     Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(sst2 / "validation.parquet")
     with pytest.raises(LighttokenError, match="'train' of task=sst2 lacks the column sentence; found text, label"):
-        glue(tokenizer, sst2).prepare_data()
+        glue().prepare_data()
 
 
-def test_an_empty_split_is_named(tokenizer, sst2):
+def test_an_empty_split_is_named(glue, sst2):
     Dataset.from_dict({"sentence": [], "label": []}).to_parquet(sst2 / "validation.parquet")
     with pytest.raises(
         LighttokenError,
-        match=r"cannot get task=sst2 from .*validation\.parquet: .* with rows in it",
+        match=r"cannot read the rows of task=sst2 from .*validation\.parquet: .* with rows in it",
     ):
-        glue(tokenizer, sst2).prepare_data()
+        glue().prepare_data()
 
 
-def test_a_file_that_is_no_parquet_is_refused(tokenizer, sst2):
+def test_a_file_that_is_no_parquet_is_refused(glue, sst2):
     (sst2 / "train.parquet").write_text("sentence,label")
-    with pytest.raises(LighttokenError, match=r"cannot get task=sst2 from .*train\.parquet: .*; it must be parquet"):
-        glue(tokenizer, sst2).prepare_data()
+    with pytest.raises(
+        LighttokenError, match=r"cannot read the rows of task=sst2 from .*train\.parquet: .*; it must be parquet"
+    ):
+        glue().prepare_data()
 
 
 @pytest.fixture
@@ -148,21 +139,20 @@ def hub(sst2: Path, tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
-def test_the_hub_call_reads_a_data_set_with_the_task_as_its_config(tokenizer, hub):
-    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, hub_id=str(hub))
+def test_the_hub_call_reads_a_data_set_with_the_task_as_its_config(glue, hub):
+    data = glue(data_dir=None, hub_id=str(hub))
     data.setup()
     assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 64, "validation": 24}
 
 
-def test_the_diagnostic_set_of_the_hub_is_a_config_of_its_own_and_may_be_missing(tokenizer, hub):
-    told = {"hub_id": str(hub), "submission": {"ax": "AX"}}
-    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, **told)
+def test_the_diagnostic_set_of_the_hub_is_a_config_of_its_own_and_may_be_missing(glue, hub):
+    data = glue(data_dir=None, hub_id=str(hub), submission={"ax": "AX"})
     data.setup()
     assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 64, "validation": 24, "ax": 24}
     assert len(data.predict_dataloader()) == 1
     card = (hub / "README.md").read_text()
     (hub / "README.md").write_text(card[: card.index("- config_name: ax")] + "---\n")
-    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()}, **told)
+    data = glue(data_dir=None, hub_id=str(hub), submission={"ax": "AX"})
     data.setup()
     with pytest.raises(LighttokenError, match="needs the split 'ax' .* add it, or leave out predict=true"):
         data.predict_dataloader()
@@ -173,13 +163,12 @@ def test_the_diagnostic_set_of_the_hub_is_a_config_of_its_own_and_may_be_missing
         data.predict_dataloader()
 
 
-def test_the_hub_without_network_says_what_to_do(tokenizer):
-    data = Glue(tokenizer, "sst2", ["sentence"], 2, {"accuracy": BinaryAccuracy()})
-    with pytest.raises(LighttokenError, match=r"cannot get task=sst2 from nyu-mll/glue: .*") as caught:
-        data.prepare_data()
-    assert "task.data_dir=DIR" in str(caught.value)
-    assert "+experiment=quickstart" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_the_hub_without_network_names_the_cure(glue):
+    with pytest.raises(LighttokenError, match=r"cannot read the rows of task=sst2 from nyu-mll/glue: .*") as error:
+        glue(data_dir=None).prepare_data()
+    assert "task.data_dir=DIR" in str(error.value)
+    assert "+experiment=quickstart" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_rotten_tomatoes_are_the_8530_rows_of_the_package(tokenizer):
@@ -205,32 +194,32 @@ def test_rotten_tomatoes_are_the_8530_rows_of_the_package(tokenizer):
         (None, 1, {}, "row 1 of the split 'train' of task=sst2 lacks a text: (None,)"),
     ],
 )
-def test_a_row_that_cannot_be_learnt_from_is_named(tokenizer, sst2, sentence, label, settings, message):
+def test_a_row_without_a_text_or_a_valid_label_is_named(glue, sst2, sentence, label, settings, message):
     first = settings.get("label_names", [0])[0]
-    told = {"sentence": ["a", sentence], "label": [first if isinstance(label, str) else type(label or 0)(0), label]}
-    Dataset.from_dict(told).to_parquet(sst2 / "train.parquet")
+    columns = {"sentence": ["a", sentence], "label": [first if isinstance(label, str) else type(label or 0)(0), label]}
+    Dataset.from_dict(columns).to_parquet(sst2 / "train.parquet")
     with pytest.raises(LighttokenError, match=re.escape(message)):
-        glue(tokenizer, sst2, **settings).prepare_data()
+        glue(**settings).prepare_data()
 
 
-def test_classes_in_another_order_are_refused(tokenizer, sst2):
+def test_classes_in_another_order_are_refused(glue, sst2):
     names = ClassLabel(names=["fine", "bad"])
     rows = Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}).cast_column("label", names)
     rows.to_parquet(sst2 / "train.parquet")
     with pytest.raises(LighttokenError, match="of task=sst2 are fine, bad in this order and the task has bad, fine"):
-        glue(tokenizer, sst2, label_names=["bad", "fine"]).prepare_data()
+        glue(label_names=["bad", "fine"]).prepare_data()
 
 
-def test_labels_of_a_test_split_may_be_empty(tokenizer, sst2):
+def test_labels_of_a_test_split_may_be_empty(glue, sst2):
     (sst2 / "test.jsonl").write_text('{"sentence": "a", "label": null}\n{"sentence": "b", "label": null}\n')
-    data = glue(tokenizer, sst2, submission={"test": "SST-2"})
+    data = glue(submission={"test": "SST-2"})
     data.setup()
     assert list(data.splits["test"]["labels"]) == [-1, -1]
 
 
-def test_classes_may_be_told_by_name(tokenizer, sst2):
-    told = {"sentence": ["a", "bad", "film"], "label": ["fine", "bad", "fine"]}
-    Dataset.from_dict(told).to_parquet(sst2 / "train.parquet")
-    data = glue(tokenizer, sst2, label_names=["bad", "fine"])
+def test_labels_may_be_names_of_classes(glue, sst2):
+    columns = {"sentence": ["a", "bad", "film"], "label": ["fine", "bad", "fine"]}
+    Dataset.from_dict(columns).to_parquet(sst2 / "train.parquet")
+    data = glue(label_names=["bad", "fine"])
     data.prepare_data()
     assert list(data.splits["train"]["labels"]) == [1, 0, 1]

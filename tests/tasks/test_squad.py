@@ -4,17 +4,16 @@ import collections
 import json
 import re
 import string
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, Value
 from hydra.utils import instantiate
-from tests.test_configs import compose
 from torchmetrics.text import SQuAD
 
 from lighttoken import LighttokenError
 from lighttoken.tasks.squad import Squad, SquadScore, best_span
+from tests.tasks.conftest import read_record
 
 CONTEXT = "the film was good and the plot was bad but a great movie was not the worst film"
 
@@ -28,7 +27,7 @@ def table(rows: list[dict]) -> Dataset:
     return Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]})
 
 
-ROWS = [question(i, each) for i, each in enumerate(["good", "the plot", "great movie", "worst film"] * 3)]
+ROWS = [question(i, answer) for i, answer in enumerate(["good", "the plot", "great movie", "worst film"] * 3)]
 
 
 def original_layout(rows: list[dict]) -> str:
@@ -45,14 +44,14 @@ def original_layout(rows: list[dict]) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    made = tmp_path / "squad"
-    made.mkdir()
+    folder = tmp_path / "squad"
+    folder.mkdir()
     for split in ("train", "validation"):
         rows = table(ROWS)
         for column in ("id", "question", "context"):
             rows = rows.cast_column(column, Value("large_string"))  # as pandas writes them
-        rows.to_parquet(made / f"{split}.parquet")
-    return made
+        rows.to_parquet(folder / f"{split}.parquet")
+    return folder
 
 
 @pytest.fixture
@@ -79,34 +78,31 @@ def test_the_original_json_gives_the_rows_of_the_parquet(squad, folder, names):
     for split, name in zip(("train", "validation"), names, strict=True):
         (folder / f"{split}.parquet").unlink()
         (folder / name).write_text(original_layout(ROWS))
-    found = squad().read_splits()
+    splits = squad().read_splits()
     for split in ("train", "validation"):
         for column in ("id", "question", "context", "answers"):
-            assert list(found[split][column]) == list(expected[split][column])
+            assert list(splits[split][column]) == list(expected[split][column])
 
 
 def test_windows_cover_the_context_and_their_labels_are_the_answer(squad, tokenizer):
     data = squad()
-    windows = data.splits["validation"].select(range(len(data.splits["validation"])))
-    owners = list(data.windows["validation"]["row"])
-    assert max(collections.Counter(owners).values()) > 1
-    found = set()
-    for window, place in zip(windows, data.windows["validation"], strict=True):
-        ids, answer = window["input_ids"], ROWS[place["row"]]["answers"]["text"][0]
+    windows = data.windows["validation"]
+    assert max(collections.Counter(windows["row"]).values()) > 1
+    whole, seen = set(), collections.defaultdict(set)
+    for inputs, window in zip(data.splits["validation"], windows, strict=True):
+        ids, answer = inputs["input_ids"], ROWS[window["row"]]["answers"]["text"][0]
+        words = {(left, right) for left, right in window["offsets"] if right > left}
+        seen[window["row"]] |= words
         assert len(ids) <= 16
-        if window["end_positions"]:
-            span = ids[window["start_positions"] : window["end_positions"] + 1]
+        if inputs["end_positions"]:
+            span = ids[inputs["start_positions"] : inputs["end_positions"] + 1]
             assert tokenizer.decode(span) == answer
-            found.add(place["row"])
-        else:  # not all of the answer is in here
-            told = " ".join(CONTEXT[a:b] for a, b in place["offsets"] if b > a)
-            assert answer not in told
-    assert found == set(range(len(ROWS)))  # each answer is whole in one of its windows
-    seen = collections.defaultdict(set)
-    for place in data.windows["validation"]:
-        seen[place["row"]] |= {tuple(each) for each in place["offsets"] if each[1] > each[0]}
+            whole.add(window["row"])
+        else:  # the window does not hold the whole answer
+            assert answer not in " ".join(CONTEXT[left:right] for left, right in sorted(words))
+    assert whole == set(range(len(ROWS)))  # some window of every question holds the whole answer
     words = {(match.start(), match.end()) for match in re.finditer(r"\w+", CONTEXT)}
-    assert all(each == words for each in seen.values())
+    assert all(offsets == words for offsets in seen.values())
 
 
 def test_a_tokenizer_that_pads_on_the_left_gives_the_same_labels(squad, tokenizer):
@@ -127,7 +123,7 @@ def test_a_part_of_the_windows_is_not_scored(squad):
         squad().best_answers("val", [torch.zeros(16)], [torch.zeros(16)])
 
 
-def test_the_best_span_is_that_of_all_pairs_that_are_allowed():
+def test_the_best_span_is_the_best_of_all_allowed_pairs():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         length, longest = 12, 4
@@ -141,26 +137,26 @@ def test_the_best_span_is_that_of_all_pairs_that_are_allowed():
 
 
 def test_answers_come_from_the_best_window_of_each_question(squad):
-    """A model that points at the labels, and where there is none at anything with less confidence, is always right."""
+    """A model is always right if it points at the labels, and in windows without a label is less sure."""
     data = squad()
     starts, ends = [], []
     for window in data.splits["validation"]:
         length = len(window["input_ids"])
         sure = 10.0 if window["end_positions"] else 1.0
-        for found, key in ((starts, "start_positions"), (ends, "end_positions")):
+        for output, key in ((starts, "start_positions"), (ends, "end_positions")):
             logits = torch.zeros(length)
             logits[window[key]] = sure
-            found.append(logits)
+            output.append(logits)
     answers, references = data.best_answers("val", starts, ends)
-    assert [each["prediction_text"] for each in answers] == [row["answers"]["text"][0] for row in ROWS]
-    assert [each["id"] for each in references] == [row["id"] for row in ROWS]
+    assert [answer["prediction_text"] for answer in answers] == [row["answers"]["text"][0] for row in ROWS]
+    assert [reference["id"] for reference in references] == [row["id"] for row in ROWS]
 
 
 # The scorer of SQuAD v1.1 (evaluate-v1.1.py, Rajpurkar et al. 2016), as published.
 
 
 def normalize_answer(text):
-    text = "".join(each for each in text.lower() if each not in set(string.punctuation))
+    text = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
@@ -184,61 +180,51 @@ CRAFTED = [
 ]
 
 
-def test_scores_are_those_of_the_official_scorer():
-    metric = instantiate(compose("task=squad").task.metrics.squad)
-    answers = [{"id": str(i), "prediction_text": text} for i, (text, _) in enumerate(CRAFTED)]
-    references = [
-        {"id": str(i), "answers": {"text": truths, "answer_start": [0] * len(truths)}}
-        for i, (_, truths) in enumerate(CRAFTED)
-    ]
-    metric.update(answers, references)
-    exact = [max(normalize_answer(text) == normalize_answer(each) for each in truths) for text, truths in CRAFTED]
-    f1 = [max(f1_score(text, each) for each in truths) for text, truths in CRAFTED]
-    found = metric.compute()
-    assert float(found["exact_match"]) == pytest.approx(100 * sum(exact) / len(exact))
-    assert float(found["f1"]) == pytest.approx(100 * sum(f1) / len(f1))
-    assert isinstance(metric, SquadScore)
-
-
-def test_scores_are_those_of_torchmetrics_but_for_answers_without_words():
-    ours, theirs = SquadScore(), SQuAD()
-    cases = [(text, truths) for text, truths in CRAFTED if normalize_answer(text) or text == ""]
+def as_squad(cases: list[tuple[str, list[str]]]) -> tuple[list[dict], list[dict]]:
+    """Answers and references in SQuAD's layout."""
     answers = [{"id": str(i), "prediction_text": text} for i, (text, _) in enumerate(cases)]
     references = [
         {"id": str(i), "answers": {"text": truths, "answer_start": [0] * len(truths)}}
         for i, (_, truths) in enumerate(cases)
     ]
+    return answers, references
+
+
+def test_scores_are_those_of_the_official_scorer(compose):
+    metric = instantiate(compose("task=squad").task.metrics.squad)
+    assert isinstance(metric, SquadScore)
+    metric.update(*as_squad(CRAFTED))
+    exact = [max(normalize_answer(text) == normalize_answer(truth) for truth in truths) for text, truths in CRAFTED]
+    f1 = [max(f1_score(text, truth) for truth in truths) for text, truths in CRAFTED]
+    scores = metric.compute()
+    assert float(scores["exact_match"]) == pytest.approx(100 * sum(exact) / len(exact))
+    assert float(scores["f1"]) == pytest.approx(100 * sum(f1) / len(f1))
+
+
+def test_scores_are_those_of_torchmetrics_but_for_answers_without_words():
+    ours, theirs = SquadScore(), SQuAD()
     for metric in (ours, theirs):
-        metric.update(answers, references)
+        metric.update(*as_squad([(text, truths) for text, truths in CRAFTED if normalize_answer(text) or text == ""]))
     for name, value in theirs.compute().items():
         assert float(ours.compute()[name]) == pytest.approx(float(value))
 
 
-def test_it_trains_scores_and_answers(command, checkpoint, architecture, folder):
-    code, out, err = command(
-        "train",
+def test_it_trains_scores_and_answers(train, architecture, folder):
+    sizes = ["task.max_length=24", "task.stride=4", "task.max_question_length=8", "limit_rows=8"]
+    code, out, err = train(
         "+experiment=squad",
-        f"model.path={checkpoint(architecture)}",
         f"task.data_dir={folder}",
-        "task.max_length=24",
-        "task.stride=4",
-        "task.max_question_length=8",
-        "limit_rows=8",
+        *sizes,
         "predict=true",
         "trainer.num_sanity_val_steps=1",
-        "codec=svd",
-        "ratio=2.5",
-        "trainer.max_epochs=1",
-        "trainer.accelerator=cpu",
-        "logger=none",
-        "progress=false",
+        architecture=architecture,
     )
     assert code == 0, err
     assert "val/exact_match" in out
-    (path,) = Path("outputs/runs").glob("*/record.json")
-    metrics = json.loads(path.read_text())["metrics"]
+    directory, record = read_record()
+    metrics = record["metrics"]
     assert metrics.keys() == {"val/loss", "val/exact_match", "val/f1"}
-    answers = json.loads((path.parent / "predictions" / "squad_val.json").read_text())
+    answers = json.loads((directory / "predictions" / "squad_val.json").read_text())
     assert answers.keys() == {f"q{i}" for i in range(8)}
     assert all(answer in CONTEXT for answer in answers.values())
     metric = SquadScore()
@@ -252,15 +238,15 @@ def test_it_trains_scores_and_answers(command, checkpoint, architecture, folder)
 def test_contexts_are_held_out_as_wholes(squad, folder):
     contexts = [" ".join([CONTEXT, f"word{i}"]) for i in range(20)]
     rows = [
-        question(10 * i + j, each, context)
+        question(10 * i + j, answer, context)
         for i, context in enumerate(contexts)
-        for j, each in enumerate(["good", "bad"])
+        for j, answer in enumerate(["good", "bad"])
     ]
     table(rows).to_parquet(folder / "train.parquet")
     data = squad(dev_fraction=0.3)
-    held = set(data.rows["dev"]["context"])
-    assert 0 < len(held) < 20
-    assert len(data.rows["dev"]) == 2 * len(held)
+    dev = data.questions["dev"]
+    assert 0 < len(set(dev["context"])) < 20
+    assert len(dev) == 2 * len(set(dev["context"]))
     assert data.eval_names == ["val", "dev"]
 
 
@@ -274,12 +260,16 @@ def test_a_missing_or_foreign_file_is_named(squad, folder):
     with pytest.raises(LighttokenError, match="no split 'train': train.parquet is missing; found validation.parquet"):
         squad()
     (folder / "train.json").write_text("[]")
-    with pytest.raises(LighttokenError, match=r"cannot get task=squad from .*train.json: .*SQuAD's own layout"):
+    with pytest.raises(
+        LighttokenError, match=r"cannot read the rows of task=squad from .*train.json: .*SQuAD's own layout"
+    ):
         squad()
 
 
 def test_a_question_without_an_answer_is_named_before_anything_is_trained(squad, folder):
     rows = [ROWS[0], ROWS[1] | {"answers": {"text": [], "answer_start": []}}]
     table(rows).to_parquet(folder / "validation.parquet")
-    with pytest.raises(LighttokenError, match="1 questions of the split 'validation' .* have no answer, the first q1"):
+    with pytest.raises(
+        LighttokenError, match="1 questions of the split 'validation' .* have no answer, the first is q1"
+    ):
         squad()
