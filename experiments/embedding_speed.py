@@ -244,9 +244,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     parts = [
         write(
-            arguments.folder,
-            "embedding_speed",
-            measure_embeddings(arguments.model, arguments.ratio, arguments.rounds),
+            arguments.folder, "embedding_speed", measure_embeddings(arguments.model, arguments.ratio, arguments.rounds)
         ),
         write(arguments.folder, "head_speed", measure_heads(arguments.model, max(5, arguments.rounds // 4))),
     ]

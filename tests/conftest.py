@@ -13,14 +13,7 @@ import torch
 from datasets import Dataset
 from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModel,
-    BertConfig,
-    DebertaV2Config,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-)
+from transformers import AutoModel, BertConfig, DebertaV2Config, PreTrainedModel, PreTrainedTokenizerFast, RobertaConfig
 
 # Shapes and types in annotations are checked while tests run, at no cost in use. Left out are the modules that take
 # arguments of users, which tests call with wrong types on purpose.

@@ -20,14 +20,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, word_bits
-from lighttoken.artifact.trellis import (
-    LEAD,
-    MAX_STATE_BITS,
-    make_index,
-    read_coefficients,
-    unpack_steps,
-    unpack_tiers,
-)
+from lighttoken.artifact.trellis import LEAD, MAX_STATE_BITS, make_index, read_coefficients, unpack_steps, unpack_tiers
 
 HASH = 2654435761  # Knuth's multiplicative hash: 2^32 over the golden ratio
 INDEX = "index."  # prefix of what `index` adds to the stored tensors

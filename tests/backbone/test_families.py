@@ -154,11 +154,7 @@ def test_one_step_moves_what_should_move_and_nothing_else(family, trainable):
     trained = {name.rpartition(".")[2] for name in moved if "trained." in name}
     assert (
         trained
-        == {
-            "frozen": set(),
-            "decoder": {"decoder", "bias"},
-            "decoder+factors": {"decoder", "bias", "gain"},
-        }[trainable]
+        == {"frozen": set(), "decoder": {"decoder", "bias"}, "decoder+factors": {"decoder", "bias", "gain"}}[trainable]
     )
     assert len(moved) > len(trained)  # the rest of the model learns too
 

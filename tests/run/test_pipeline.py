@@ -483,10 +483,7 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
             "needs the split 'test' of task=sst2; found train, validation; add it, or leave out predict=true",
         ),
         ("predict=true ~task.submission.test", "task=sst2 has no test split to answer; leave out predict=true"),
-        (
-            "trainer.max_epochs=-1",
-            "trainer.max_epochs=-1 has no end, and the learning rate falls to 0 at the end; set",
-        ),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 has no end, and the learning rate falls to 0 at the end; set"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true rounds labels and scores too; set"),
         ("seed=5000000000", "seed is 5000000000; it must be 0 or above, and below 2^32"),
     ],

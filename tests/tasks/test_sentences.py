@@ -112,8 +112,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(glue, sst2):
 def test_an_empty_split_is_named(glue, sst2):
     Dataset.from_dict({"sentence": [], "label": []}).to_parquet(sst2 / "validation.parquet")
     with pytest.raises(
-        LighttokenError,
-        match=r"cannot read the rows of task=sst2 from .*validation\.parquet: .* with rows in it",
+        LighttokenError, match=r"cannot read the rows of task=sst2 from .*validation\.parquet: .* with rows in it"
     ):
         glue().prepare_data()
 

@@ -131,13 +131,7 @@ class _Allocation:
     """
 
     def __init__(
-        self,
-        coordinates: Tensor,
-        weights: Tensor,
-        energy: Tensor,
-        tiers: Tensor,
-        spectrum: Tensor,
-        state_bits: int,
+        self, coordinates: Tensor, weights: Tensor, energy: Tensor, tiers: Tensor, spectrum: Tensor, state_bits: int
     ):
         self.tiers, self.spectrum, self.state_bits = tiers, spectrum.cpu(), state_bits
         (self.vocab_size, self.dim), count = coordinates.shape, int(tiers.max()) + 1

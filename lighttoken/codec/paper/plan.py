@@ -28,11 +28,7 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """The plan in plain JSON values."""
-        return {
-            "rank": self.rank,
-            "planned_stages": len(self.stages),
-            "predicted_nmse": round(self.predicted_nmse, 6),
-        }
+        return {"rank": self.rank, "planned_stages": len(self.stages), "predicted_nmse": round(self.predicted_nmse, 6)}
 
 
 def plan_budget(

@@ -21,15 +21,7 @@ class SaturationStop(L.Callback):
     the first check, before training, always passes.
     """
 
-    def __init__(
-        self,
-        residual: Tensor,
-        *,
-        threshold: float,
-        tolerance: float,
-        every_n_steps: int,
-        rows: int,
-    ):
+    def __init__(self, residual: Tensor, *, threshold: float, tolerance: float, every_n_steps: int, rows: int):
         self.threshold, self.tolerance, self.every_n_steps = threshold, tolerance, every_n_steps
         self.rows = residual[torch.linspace(0, len(residual) - 1, min(rows, len(residual))).long().to(residual.device)]
         self.saturation = 0.0  # at the last check below the threshold
