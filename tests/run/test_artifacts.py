@@ -1,0 +1,24 @@
+import sys
+
+from lighttoken.run.artifacts import code_hash, reached_files
+
+
+def test_the_code_of_a_codec_is_what_it_imports_and_what_makes_the_importance():
+    files = reached_files(["lighttoken.codec.baselines.opq", "lighttoken.codec", "lighttoken.run.importance"])
+    own = {"codec.baselines.opq", "codec.baselines.pq", "codec.baselines.quantizer"}
+    shared = {"artifact.forms", "artifact.packing", "codec.loss", "codec.prior", "codec.error_metric", "run.importance"}
+    assert {f"lighttoken.{name}" for name in shared | own} <= files.keys()
+    assert not {"lighttoken.codec.baselines.rq", "lighttoken.codec.lighttoken.method"} & files.keys()
+    assert all(name.startswith("lighttoken") for name in files)  # torch's version is in the key of an artifact
+
+
+def test_a_codec_of_a_user_has_a_hash_of_its_own_and_changes_no_other(tmp_path, monkeypatch):
+    before = code_hash("lighttoken.codec.baselines.svd")
+    (tmp_path / "mycodec.py").write_text("import mytool\nfrom lighttoken.codec.interface import Codec\n")
+    (tmp_path / "mytool.py").write_text("SIZE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    first = code_hash("mycodec")
+    assert first != before == code_hash("lighttoken.codec.baselines.svd")
+    (tmp_path / "mycodec.py").write_text("import mytool\nfrom lighttoken.codec.interface import Codec\nSIZE = 2\n")
+    assert code_hash("mycodec") != first
+    assert "mycodec" not in sys.modules  # the code is read, not run
