@@ -49,7 +49,7 @@ def test_the_file_is_smaller_by_what_the_table_saves(make_model, tmp_path):
     dense.save_pretrained(tmp_path / "dense")
     compressed = compress_table(table, TRELLIS, 4.0, progress=False)
     swap_embedding(dense, compressed).save_pretrained(tmp_path / "packed")
-    before, after = ((tmp_path / each / "model.safetensors").stat().st_size for each in ("dense", "packed"))
+    before, after = ((tmp_path / folder / "model.safetensors").stat().st_size for folder in ("dense", "packed"))
     stored = sum(tensor.numel() * tensor.element_size() for tensor in compressed.tensors.values())
     assert before - after == pytest.approx(table.numel() * 4 - stored, abs=800)  # names and shapes in the header
 
@@ -157,10 +157,10 @@ def test_a_checkpoint_of_format_4_is_read_and_saved_as_the_current_one(tmp_path)
 def test_a_model_changes_its_precision_as_others_do(make_model, tmp_path):
     model = swapped(make_model())
     model.save_pretrained(tmp_path)
-    for each in (model, AutoModel.from_pretrained(tmp_path)):
-        rows = each.get_input_embeddings()(IDS)
-        assert each.half().get_input_embeddings()(IDS).dtype == torch.float16
-        assert torch.equal(each.float().get_input_embeddings()(IDS), rows)
+    for loaded in (model, AutoModel.from_pretrained(tmp_path)):
+        rows = loaded.get_input_embeddings()(IDS)
+        assert loaded.half().get_input_embeddings()(IDS).dtype == torch.float16
+        assert torch.equal(loaded.float().get_input_embeddings()(IDS), rows)
 
 
 def test_a_damaged_shard_is_refused(make_model, tmp_path):

@@ -198,10 +198,10 @@ def test_materialized_it_gives_the_same_rows_and_the_same_state(request, codec):
 
 
 def test_packed_it_takes_the_memory_of_the_artifact(trellis):
-    held = sum(tensor.numel() * tensor.element_size() for tensor in CompressedEmbedding(trellis).buffers())
+    buffers = sum(tensor.numel() * tensor.element_size() for tensor in CompressedEmbedding(trellis).buffers())
     index = sum(tensor.numel() * tensor.element_size() for tensor in trellis.index.values())
     stored = sum(tensor.numel() * tensor.element_size() for tensor in trellis.tensors.values())
-    assert held == stored + index
+    assert buffers == stored + index
     rows = len(trellis.tensors["decoder"]) * len(trellis.tensors["steps"])
     assert index <= 1200 + 32 + 8 * (1200 // 32 + 1) + 8 * 16 + 9 * rows + 2 * 8 * 64  # tiers, blocks, layout, codebook
 
@@ -237,7 +237,7 @@ def run_distributed(rank: int, embedding: CompressedEmbedding, folder: str) -> N
     both = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(embedding, torch.nn.Linear(32, 2)))
     for step in range(2):
         both(torch.arange(5) + 10 * rank + step).square().sum().backward()
-    gradients = [each.grad for each in both.parameters()]
+    gradients = [parameter.grad for parameter in both.parameters()]
     torch.save(gradients, f"{folder}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

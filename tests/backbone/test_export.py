@@ -52,6 +52,6 @@ def test_onnx_for_any_batch(model, mode, tmp_path):
         torch.onnx.export(LastHiddenState(model), (IDS,), path, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for ids in (IDS, OTHER_IDS):
-        (found,) = session.run(None, {"input_ids": ids.numpy()})
+        (hidden,) = session.run(None, {"input_ids": ids.numpy()})
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(found), model(ids).last_hidden_state, atol=1e-4, rtol=0)
+            torch.testing.assert_close(torch.from_numpy(hidden), model(ids).last_hidden_state, atol=1e-4, rtol=0)

@@ -145,12 +145,12 @@ def test_one_step_moves_what_should_move_and_nothing_else(family, trainable):
     embedding = model.get_input_embeddings()
     set_trainable(embedding, trainable)
     stored = {name: buffer.clone() for name, buffer in embedding.named_buffers()}
-    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
     model(IDS, labels=torch.tensor([0, 1])).loss.backward()
     optimizer.step()
-    assert all(torch.equal(each, stored[name]) for name, each in embedding.named_buffers())
-    moved = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
+    assert all(torch.equal(buffer, stored[name]) for name, buffer in embedding.named_buffers())
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     trained = {name.rpartition(".")[2] for name in moved if "trained." in name}
     assert (
         trained

@@ -48,9 +48,9 @@ def test_a_checkpoint_with_a_head_of_this_size_keeps_it_and_any_other_is_new(mak
     tuned.config.problem_type = "regression"
     tuned.save_pretrained(tmp_path)
     backbone = Backbone("tiny", path=str(tmp_path))
-    kept = backbone.classifier(2)
-    assert torch.equal(kept.classifier.weight, tuned.classifier.weight)
-    assert kept.config.problem_type == "single_label_classification"
+    loaded = backbone.classifier(2)
+    assert torch.equal(loaded.classifier.weight, tuned.classifier.weight)
+    assert loaded.config.problem_type == "single_label_classification"
     other = backbone.classifier(1)
     assert other.classifier.weight.shape == (1, 32)
     assert other.config.problem_type == "regression"
@@ -59,10 +59,10 @@ def test_a_checkpoint_with_a_head_of_this_size_keeps_it_and_any_other_is_new(mak
 
 def test_the_places_that_a_model_has_are_those_it_takes(make_model, architecture):
     model = make_model(architecture).eval()
-    places = position_count(model)
-    model(input_ids=torch.full((1, places), 7))
+    positions = position_count(model)
+    model(input_ids=torch.full((1, positions), 7))
     with pytest.raises((RuntimeError, IndexError)):
-        model(input_ids=torch.full((1, places + 1), 7))
+        model(input_ids=torch.full((1, positions + 1), 7))
 
 
 @pytest.mark.parametrize("architecture", [BartConfig, GPT2Config, OPTConfig])
@@ -84,9 +84,9 @@ def test_a_decoder_without_a_padding_token_is_told_the_tokenizers(tokenizer, tmp
     model = Backbone("tiny", path=str(tmp_path)).classifier(2).eval()
     assert model.config.pad_token_id == tokenizer.pad_token_id
     batch = tokenizer(["a bad film", "good"], padding=True, return_tensors="pt")
-    told = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     alone = model(**tokenizer(["good"], return_tensors="pt", return_token_type_ids=False)).logits
-    assert torch.allclose(told[1:], alone, atol=1e-6)
+    assert torch.allclose(logits[1:], alone, atol=1e-6)
 
 
 def test_a_body_without_a_pooler_is_enough(make_model, tmp_path):

@@ -196,19 +196,19 @@ def test_settings_out_of_range_are_named(setting, message):
 @pytest.mark.parametrize(("measure", "bound"), [("weighted_nmse", 0.1), ("nmse", 0.3), ("cosine", 0.9)])
 def test_quality_is_kept_by_an_artifact_that_is_no_larger_than_need_be(table, measure, bound):
     weights = torch.rand(3000) + 0.1
-    kept = compress_to_quality(table, SMALL, measure=measure, bound=bound, weights=weights, progress=False)
-    better = [kept.summary[measure], bound] if measure == "cosine" else [bound, kept.summary[measure]]
+    smallest = compress_to_quality(table, SMALL, measure=measure, bound=bound, weights=weights, progress=False)
+    better = [smallest.summary[measure], bound] if measure == "cosine" else [bound, smallest.summary[measure]]
     assert better[0] >= better[1]
-    smaller = compress(table, kept.ratio * 1.05, weights=weights).summary[measure]
+    smaller = compress(table, smallest.ratio * 1.05, weights=weights).summary[measure]
     assert smaller < bound if measure == "cosine" else smaller > bound
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.2])
 def test_a_search_for_a_quality_is_not_misled_by_errors_of_about_0(bound):
     rows = torch.randn(4000, 32)  # all of its 32 components in float16, at 2x, have an error of 1e-7
-    kept = compress_to_quality(rows, "svd", measure="nmse", bound=bound, progress=False)
-    assert kept.summary["nmse"] <= bound
-    fewer = compress_table(rows, "svd", kept.ratio * 1.04, progress=False)
+    smallest = compress_to_quality(rows, "svd", measure="nmse", bound=bound, progress=False)
+    assert smallest.summary["nmse"] <= bound
+    fewer = compress_table(rows, "svd", smallest.ratio * 1.04, progress=False)
     assert fewer.summary["nmse"] > bound
 
 
@@ -240,17 +240,17 @@ def test_what_no_ratio_cures_is_told_by_the_search_for_a_quality_too(table):
 @pytest.mark.parametrize("codec", [SMALL, "near_lossless_binary", "orientation_ae"])
 def test_the_state_of_the_code_around_makes_no_difference(table, codec):
     rows = table[:400]
-    wanted = compress(rows, 4.0, codec)
+    expected = compress(rows, 4.0, codec)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        found = compress(rows, 4.0, codec, seed=np.int64(0))
-        assert torch.equal(found.decode(), wanted.decode())
+        compressed = compress(rows, 4.0, codec, seed=np.int64(0))
+        assert torch.equal(compressed.decode(), expected.decode())
         assert torch.is_autocast_enabled("cpu")
     torch.set_default_dtype(torch.float64)
     try:
-        found = compress(rows, 4.0, codec)
-        assert found.decode().dtype == torch.float32
-        assert torch.equal(found.decode(), wanted.decode())
+        compressed = compress(rows, 4.0, codec)
+        assert compressed.decode().dtype == torch.float32
+        assert torch.equal(compressed.decode(), expected.decode())
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(found.decode(np.array([1, 2], dtype=np.uint16)), wanted.decode([1, 2]))
+    assert torch.equal(compressed.decode(np.array([1, 2], dtype=np.uint16)), expected.decode([1, 2]))

@@ -182,9 +182,9 @@ def test_bad_input_is_named_with_its_cure(table, change, message):
 
 def test_arrays_and_lists_are_tables_and_weights_as_tensors_are(table):
     weights = torch.rand(1200) + 0.1
-    wanted = compress_table(table, SMALL, 4.0, weights, progress=False).decode()
+    expected = compress_table(table, SMALL, 4.0, weights, progress=False).decode()
     for rows, importance in ((table.numpy(), weights.numpy()), (table.tolist(), weights.tolist())):
-        assert torch.equal(compress_table(rows, SMALL, 4.0, importance, progress=False).decode(), wanted)
+        assert torch.equal(compress_table(rows, SMALL, 4.0, importance, progress=False).decode(), expected)
 
 
 def test_the_reachable_ratio_that_the_error_names_can_be_reached(table):
