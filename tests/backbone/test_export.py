@@ -8,7 +8,7 @@ import torch
 from lighttoken import compress_table, swap_embedding
 from lighttoken.codec.lighttoken.method import LightToken
 
-TRELLIS = LightToken(state_bits=6)
+TRELLIS = LightToken(state_bits=6, tiers=2, decoder_precision="int8")  # a plan without a search
 IDS = torch.arange(1, 19).view(2, 9)
 OTHER_IDS = torch.arange(30, 65).view(5, 7) % 11
 
