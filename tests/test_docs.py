@@ -52,7 +52,7 @@ def model(make_model, tokenizer):
 
 def test_every_block_has_a_known_language():
     for text in map(Path.read_text, GUIDES):
-        assert text.count("```") == 2 * len(BLOCK.findall(text)), "a block that is indented or has no end is not checked"
+        assert text.count("```") == 2 * len(BLOCK.findall(text)), "a block is indented or has no end"
     assert {language for file in GUIDES for language, _ in BLOCK.findall(file.read_text())} == {"", "python", "text"}
     assert [name for name, _ in blocks("text")] == ["CONTRIBUTING.md"], "only the layout is neither shell nor Python"
 
