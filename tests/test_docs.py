@@ -1,0 +1,191 @@
+"""The examples of README, CONTRIBUTING and docs: short ones run for real, long ones are composed and checked."""
+
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from lighttoken.config.check import check
+from lighttoken.config.schema import choices, config_dir
+
+ROOT = Path(__file__).parents[1]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECORDS = sorted((ROOT / "experiments").glob("*/*.md"))
+BLOCK = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)")
+EXTRA = re.compile(r"pip\s+install\s+'lighttoken\[(\w+)\]'")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(name of the file, text) of every block of a language; "" is the shell."""
+    return [
+        (file.name, text)
+        for file in GUIDES
+        for found_language, text in BLOCK.findall(file.read_text())
+        if found_language == language
+    ]
+
+
+COMMANDS = sorted({line for _, text in blocks("") for line in text.replace("\\\n", " ").splitlines() if line.strip()})
+
+
+@pytest.fixture
+def model(make_model, tokenizer):
+    """A small random BERT with a table (8000, 32), saved with its tokenizer in the folder CHECKPOINT."""
+    tokenizer.add_tokens([f"token{i}" for i in range(8000 - len(tokenizer))])
+    model = make_model()
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained("CHECKPOINT")
+    tokenizer.save_pretrained("CHECKPOINT")
+    return model
+
+
+def test_every_block_has_a_known_language():
+    for text in map(Path.read_text, GUIDES):
+        assert text.count("```") == 2 * len(BLOCK.findall(text)), "a block is indented or has no end"
+    assert {language for file in GUIDES for language, _ in BLOCK.findall(file.read_text())} == {"", "python", "text"}
+    assert [name for name, _ in blocks("text")] == ["CONTRIBUTING.md"], "only the layout is neither shell nor Python"
+
+
+@pytest.mark.parametrize("example", [pytest.param(text, id=name) for name, text in blocks("python")])
+def test_python_example_runs(example, model):
+    from transformers import AutoModel
+
+    names = {"model": model}
+    exec(example.replace("ratio=25)", "ratio=25, progress=False)"), names)
+    assert names["compressed"].ratio >= 25
+    if "save_pretrained" in example:
+        assert AutoModel.from_pretrained("DIR").get_input_embeddings().ratio == names["compressed"].ratio
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_shell_example_works(line, request):
+    words = shlex.split(line, comments=True)
+    words = [words[0].removeprefix(".venv/bin/"), *words[1:]]
+    match words:
+        case ["source", ".venv/bin/activate"]:
+            pass
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["pip", "install", _]:
+            assert EXTRA.search(line), "extras of lighttoken alone are checked"
+        case ["python", "-m", "pytest", path]:
+            assert (ROOT / path).exists()
+        case ["pre-commit", "install" | "run", *_]:
+            assert (ROOT / ".pre-commit-config.yaml").is_file()
+        case ["python", "-m", "lighttoken.train", *arguments]:
+            check_command("train", arguments, request)
+        case ["python", "-m", "lighttoken.compress", *arguments]:
+            check_command("compress", arguments, request)
+        case ["python", "-m", "lighttoken.show", *arguments]:
+            check_show(arguments, request)
+        case ["python", "-m", "lighttoken.report", *arguments]:
+            check_report(arguments, request)
+        case _:
+            pytest.fail(f"no check for this kind of command: {line}")
+
+
+def check_command(name, arguments, request):
+    """Run what is short: help, and the compression of a small checkpoint. Compose and check the rest."""
+    short = {"--help", "--cfg"} & {*arguments} or (name == "compress" and "model.path=CHECKPOINT" in arguments)
+    if short:
+        request.getfixturevalue("model")
+        code, _, message = request.getfixturevalue("command")(name, *arguments)
+        assert code == 0, message
+        return
+    overrides, sweep = first_values([word for word in arguments if word != "-m"])
+    check(request.getfixturevalue("compose")(*overrides, name=name))
+    if sweep:
+        assert "-m" in arguments or HydraConfig.get().mode == RunMode.MULTIRUN, "a list of values needs -m"
+
+
+def first_values(arguments: list[str]) -> tuple[list[str], bool]:
+    """The overrides of a sweep's first job, and whether there is a list of values at all."""
+    overrides = [OverridesParser.create().parse_override(argument) for argument in arguments]
+    sweeps = [override.is_sweep_override() for override in overrides]
+    return [
+        f"{override.get_key_element()}={next(override.sweep_string_iterator())}" if sweep else argument
+        for argument, override, sweep in zip(arguments, overrides, sweeps, strict=True)
+    ], any(sweeps)
+
+
+def check_show(arguments, request):
+    """Run it for real on an artifact of the checkpoint."""
+    from lighttoken import compress_table
+
+    table = request.getfixturevalue("model").get_input_embeddings().weight
+    compress_table(table, "svd", ratio=3).save("DIR")
+    code, _, message = request.getfixturevalue("command")("show", *arguments)
+    assert code == 0, message
+
+
+def check_report(arguments, request):
+    """Run it for real, but for a page that is served until someone stops it: there, only the arguments are read."""
+    shutil.copytree(ROOT / "tests" / "samples" / "records", "outputs")
+    served = "--serve" in arguments
+    if served:
+        request.getfixturevalue("monkeypatch").setattr("lighttoken.dashboard.report.report", lambda *_: None)
+    code, _, message = request.getfixturevalue("command")("report", *arguments)
+    assert code == 0, message
+    assert Path("outputs/report/index.html").exists() != served
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
+def test_extras_exist(file):
+    assert set(EXTRA.findall(file.read_text())) <= PROJECT["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize("group", ["model", "codec", "codec/prior", "codec/schedule", "task", "recipe"])
+def test_table_of_choices_names_every_config(group):
+    (row,) = re.findall(rf"^\|[^|]*\| `{group}=` \|.*$", (ROOT / "docs" / "fine_tuning.md").read_text(), re.MULTILINE)
+    assert set(choices(group)) <= set(INLINE.findall(row))
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
+def test_keys_in_the_text_exist(file, compose):
+    spans = INLINE.findall(BLOCK.sub("", file.read_text()))
+    pairs = {word for span in spans if re.match(r"[+a-z_./]+=", span) and '="' not in span for word in span.split()}
+    for pair in sorted(pairs):
+        key, _, value = pair.partition("=")
+        assert any(accepts(compose, name, key, value) for name in ("train", "compress")), f"{pair} in {file.name}"
+
+
+def accepts(compose, name: str, key: str, value: str) -> bool:
+    """Whether a command has a key and takes its value. Upper case in the value stands for any text."""
+    if not value:
+        return Path(config_dir(), key).is_dir() or OmegaConf.select(compose(name=name), key, default=key) != key
+    group = ["codec/prior=corpus"] if key == "codec.prior.file" else []
+    try:
+        compose(*group, f"{key}={value}", name=name)
+    except HydraException:
+        return False
+    return True
+
+
+def test_layout_names_files_that_exist():
+    ((_, layout),) = blocks("text")
+    folders: list[str] = []
+    for line in layout.splitlines():
+        names, _, _ = line.strip().partition("  ")
+        folders = folders[: (len(line) - len(line.lstrip())) // 2]
+        for name in names.split():
+            assert Path(ROOT, *folders, name).exists(), "/".join([*folders, name])
+        folders.append(names)
+
+
+@pytest.mark.parametrize(
+    "file", [*GUIDES, ROOT / "CHANGELOG.md", *RECORDS], ids=lambda file: str(file.relative_to(ROOT))
+)
+def test_relative_links_lead_to_files(file):
+    for target in LINK.findall(file.read_text()):
+        assert target.startswith(("http://", "https://")) or (file.parent / target).exists(), target
