@@ -48,10 +48,8 @@ class ProcessLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         records = read_records(Path(self.config.output_dir).absolute())
-        jobs: list[sweep.Job] = []
-        commands: list[tuple[sweep.Job, list[str]]] = []
+        jobs, commands, duplicates = [], [], []
         firsts: dict[str, sweep.Job] = {}  # of all jobs with the same settings, the first
-        duplicates: list[tuple[sweep.Job, sweep.Job]] = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             config, folder = self.compose(overrides, number)
             job = sweep.Job(number, list(filter_overrides(overrides)), folder)
@@ -92,8 +90,8 @@ class ProcessLauncher(Launcher):
         for key, path in (("run", folder), ("sweep", str(Path(hydra.sweep.dir).absolute()))):
             quoted = path.replace("'", "\\'")
             values.append(f"hydra.{key}.dir='{quoted}'")
-        values += [*overrides, "hydra.mode=RUN", "progress=false"]
-        return [sys.executable, "-m", "lighttoken.train", *flags, *values]
+        fixed = ["hydra.mode=RUN", "progress=false"]
+        return [sys.executable, "-m", "lighttoken.train", *flags, *values, *overrides, *fixed]
 
     @abstractmethod
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
@@ -116,7 +114,6 @@ class JoblibLauncher(ProcessLauncher):
         def run_job(job: Any, command: list[str]) -> None:
             log.info("#%d starts; its output is in %s", job.number, job.folder)
             finish_job(job, run_process(command, job.folder))
-            log.info("#%d %s", job.number, job.error or "done")
 
         with ending_processes():
             calls = [joblib.delayed(run_job)(job, command) for job, command in commands]
@@ -141,17 +138,15 @@ class SubmititLauncher(ProcessLauncher):
             raise LighttokenError(f"hydra/launcher=submitit: {' '.join(str(error).split())}") from error
         if not commands:
             return
-        jobs = [job for job, _ in commands]
-        handles = executor.map_array(run_process, [command for _, command in commands], [job.folder for job in jobs])
-        for job, handle in zip(jobs, handles, strict=True):
+        with executor.batch():  # one array of jobs
+            handles = [executor.submit(run_process, command, job.folder) for job, command in commands]
+        for (job, _), handle in zip(commands, handles, strict=True):
             log.info("#%d is job %s; its output is in %s", job.number, handle.job_id, job.folder)
-        for job, handle in zip(jobs, handles, strict=True):
+        for (job, _), handle in zip(commands, handles, strict=True):
             try:
                 finish_job(job, handle.result())
             except submitit.core.utils.UncompletedJobError as error:  # killed, or out of its time or memory
-                finish_job(job, 1)
-                job.error = f"job {handle.job_id}: {str(error).splitlines()[0]}"
-            log.info("#%d %s", job.number, job.error or "done")
+                finish_job(job, 1, f"job {handle.job_id}: {str(error).splitlines()[0]}")
 
 
 class OptunaSweeper(Sweeper):
@@ -171,7 +166,7 @@ class OptunaSweeper(Sweeper):
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the trials, `n_jobs` at a time, and write the best to search.json; returns its content.
+        """Run the trials, `n_jobs` at a time, and write them to search.json; returns the best.
 
         Raises LighttokenError without optuna, without held-out rows, and if no trial has a score.
         """
@@ -193,11 +188,10 @@ class OptunaSweeper(Sweeper):
         if all(trial["value"] is None for trial in trials):
             raise LighttokenError(f"none of the {self.n_trials} trials has a score; see the errors above")
         best = trials[study.best_trial.number]
-        content = json.dumps({"best": best, "trials": trials}, indent=2)
-        write_atomically(Path(self.job_config.hydra.sweep.dir) / "search.json", content.encode())
-        values = [(key, str(value)) for key, value in best["params"].items()]
-        score = ("held-out score", f"{best['value']:.4f}")
-        print_rows(f"best of {self.n_trials} trials", [score, *values, ("run", best["run"])])
+        path = Path(self.job_config.hydra.sweep.dir) / "search.json"
+        write_atomically(path, json.dumps({"best": best, "trials": trials}, indent=2).encode())
+        rows = {"held-out score": f"{best['value']:.4f}", **best["params"], "run": best["run"]}
+        print_rows(f"best of {self.n_trials} trials", [(name, str(value)) for name, value in rows.items()])
         return best
 
     def run_trials(self, study: Any, arguments: list[str]) -> list[str]:

@@ -87,17 +87,14 @@ def _score_row(point: Point) -> Row:
 
 
 def _run_row(run: Run) -> Row:
-    record = run.record
-    row = {"seed": record["seed"], "score": run.score, "retention": run.retention, "folder": run.name}
-    row |= {"accelerator": record["hardware"].get("accelerator"), "git_commit": record["git_commit"]}
-    return _setting(run) | row | {"seconds": round(sum(record["seconds"].values()))}
+    row = {name: run.record[name] for name in ("seed", "git_commit")} | {"score": run.score, "folder": run.name}
+    row |= {"accelerator": run.record["hardware"].get("accelerator"), "retention": run.retention}
+    return _setting(run) | row | {"seconds": round(sum(run.record["seconds"].values()))}
 
 
 def _setting(run: Run) -> Row:
-    task, model, recipe = run.group
-    row = {"task": task, "model": model, "recipe": recipe, "codec": run.label, "asked": float(run.ratio or 1.0)}
-    row |= {"ratio": run.record["ratio"], "bytes": run.record["artifact_bytes"]}
-    return row | {"nmse": run.record["compression"].get("nmse")}
+    sizes = run.record["ratio"], run.record["artifact_bytes"], run.record["compression"].get("nmse")
+    return dict(zip(SETTING_COLUMNS, (*run.group, run.label, float(run.ratio or 1.0), *sizes), strict=True))
 
 
 def _section(rows: Sequence[Row]) -> list[str]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from lighttoken.artifact.files import write_atomically
 from lighttoken.errors import LighttokenError
 from lighttoken.run.screen import print_rows
-from lighttoken.run.sweep import shared_overrides, sweep_records
+from lighttoken.run.sweep import differences, sweep_records
 
 AVERAGE_FILE = "glue_average.json"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -54,11 +54,9 @@ class GlueAverage(Callback):
         if not rows:
             raise LighttokenError(f"no job of the sweep {folder} has finished; see the errors above")
         write_atomically(folder / AVERAGE_FILE, json.dumps(rows, indent=2).encode())
-        shared = shared_overrides([row["overrides"] for row in rows])
-        for row in rows:
+        for row, overrides in zip(rows, differences([row["overrides"] for row in rows]), strict=True):
             ratio = f" at {row['ratio']:g}x" if row["ratio"] else ""
-            title = f"GLUE with {row['model']}, codec {row['codec']}{ratio}, seed {row['seed']}"
-            in_title = ("model=", "codec=", "ratio=", "seed=")
-            others = [text for text in row["overrides"] if text not in shared and not text.startswith(in_title)]
-            scores = [*row["tasks"].items(), (f"average of {len(row['tasks'])}", row["average"])]
-            print_rows(", ".join([title, *others]), [(name, f"{score:.4f}") for name, score in scores])
+            title = [f"GLUE with {row['model']}, codec {row['codec']}{ratio}, seed {row['seed']}"]
+            title += [text for text in overrides if not text.startswith(("model=", "codec=", "ratio=", "seed="))]
+            scores = row["tasks"] | {f"average of {len(row['tasks'])}": row["average"]}
+            print_rows(", ".join(title), [(name, f"{score:.4f}") for name, score in scores.items()])

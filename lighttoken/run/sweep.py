@@ -1,8 +1,8 @@
 """Sweeps: finished jobs are skipped, a failed job does not stop the others, and a summary names the failures.
 
-Whatever happens in a job, it ends as a `Job`. With `hydra/launcher=joblib` every job is a process of its own, and a
-thread waits for it. The plugin hydra-joblib-launcher uses a pool of loky workers instead, and the whole pool breaks
-when one worker dies: after a `kill -9`, two of six jobs were lost, two never started, and there was no summary.
+Whatever happens in a job, it ends as a `Job`. With `hydra/launcher=joblib` a thread waits for the process of a job. The
+plugin hydra-joblib-launcher has a pool of workers instead, which breaks when one of them dies: after a `kill -9`, two
+of six jobs were lost, two never started, and there was no summary.
 """
 
 import json
@@ -136,23 +136,20 @@ def run_process(command: list[str], folder: str) -> int:
             _running.discard(process)
 
 
-def finish_job(job: Job, code: int) -> None:
+def finish_job(job: Job, code: int, reason: str | None = None) -> None:
     """Set status and error of a job from the exit code of its process. Corrects a record that still says `running`."""
-    path = Path(job.folder, RECORD_FILE)
+    path, console = Path(job.folder, RECORD_FILE), Path(job.folder, CONSOLE_FILE)
     record = json.loads(path.read_bytes()) if path.is_file() else {}
-    if code == 0 and record.get("status", "done") == "done":
-        return
-    job.status = "failed"
     if code < 0 or record.get("status") == "running":  # the process had no time to write its end
         job.error = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if record:
             write_atomically(path, json.dumps(record | {"status": "failed", "error": job.error}, indent=2).encode())
-    elif record.get("error"):
-        job.error = record["error"]
-    else:  # it ended before its record began
-        console = Path(job.folder, CONSOLE_FILE)
+    elif code or record.get("status", "done") != "done":  # without a record, the last line of the console
         lines = console.read_text().strip().split("\n") if console.is_file() else [""]
-        job.error = lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
+        job.error = record.get("error") or lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
+    if job.error:
+        job.status, job.error = "failed", reason or job.error
+    log.info("#%d %s", job.number, job.error or job.status)
 
 
 def sweep_records(folder: Path) -> list[tuple[list[str], dict[str, Any]]]:
@@ -160,6 +157,12 @@ def sweep_records(folder: Path) -> list[tuple[list[str], dict[str, Any]]]:
     jobs = json.loads((folder / SWEEP_FILE).read_bytes()) if (folder / SWEEP_FILE).is_file() else []
     done = [job for job in jobs if job["status"] != "failed"]
     return [(job["overrides"], record) for job in done for record in read_records(Path(job["folder"]))]
+
+
+def differences(jobs: list[list[str]]) -> list[list[str]]:
+    """The overrides of every job that not all jobs share."""
+    shared = set.intersection(*map(set, jobs or [[]]))
+    return [[text for text in overrides if text not in shared] for overrides in jobs]
 
 
 class Summary(Callback):
@@ -182,16 +185,10 @@ class Summary(Callback):
         count = Counter(job.status for job in self.jobs)
         counts = ", ".join(f"{count[status]} {status}" for status in ("done", "skipped", "failed"))
         console.print(f"sweep of {len(self.jobs)} jobs: {counts}")
-        shared = shared_overrides([job.overrides for job in self.jobs])
-        for job in (job for job in self.jobs if job.status == "failed"):
-            differing = " ".join(override for override in job.overrides if override not in shared)
-            error = " ".join((job.error or "").split())
-            console.print(escape(f"failed #{job.number} {differing}: {error}; see {job.folder}"))
+        for job, overrides in zip(self.jobs, differences([job.overrides for job in self.jobs]), strict=True):
+            if job.status == "failed":
+                error = " ".join((job.error or "").split())
+                console.print(escape(f"failed #{job.number} {' '.join(overrides)}: {error}; see {job.folder}"))
         if count["failed"]:
             console.print("the same command runs the failed jobs again, and no other")
             raise SystemExit(1)
-
-
-def shared_overrides(overrides: list[list[str]]) -> set[str]:
-    """The overrides that all jobs share."""
-    return set.intersection(*map(set, overrides)) if overrides else set()
