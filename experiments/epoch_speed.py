@@ -2,15 +2,14 @@
 
     python -m experiments.epoch_speed experiments/DATED-FOLDER --data DIR [--overrides trainer.precision=bf16-mixed]
 
-DIR holds SST-2. The two take turns, 10 batches each, in one process: what else the machine does meets both. The bare
-loop has a copy of the model, AdamW, the schedule and clipping, and its batches lie padded in memory; the other one
-shuffles, pads, logs to metrics.csv, counts steps and shows a progress bar. Writes epoch_speed.csv, a line per turn, and
-prints the ratio of the sums with the quartiles of the ratios of the turns.
+DIR holds SST-2. The two loops take turns of 10 batches in one process, so that other work on the machine slows both.
+The bare loop has a copy of the model, AdamW, the schedule and clipping, and its batches lie padded in memory; the other
+one shuffles, pads, logs to metrics.csv, counts steps and shows a progress bar. Writes epoch_speed.csv, a line per turn,
+and prints the ratio of the sums with the quartiles of the ratios of the turns.
 """
 
 import argparse
 import copy
-import csv
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 from hydra.utils import instantiate
 from transformers import get_linear_schedule_with_warmup
 
+from experiments.rows import RowFile
 from lighttoken.config.schema import config_dir, register
 from lighttoken.run.libraries import quiet_libraries
 
@@ -92,11 +92,9 @@ def main() -> None:
         callbacks = [*instantiate(config.callbacks).values(), bare]
         settings = {"callbacks": callbacks, "logger": logger, "enable_checkpointing": False, "limit_val_batches": 0}
         instantiate(config.trainer, **settings).fit(module, data)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    with (arguments.folder / "epoch_speed.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("batches", "lighttoken_seconds", "bare_seconds"))
-        writer.writerows((count, f"{ours:.3f}", f"{its:.3f}") for count, ours, its in bare.turns)
+    results = RowFile(arguments.folder / "epoch_speed.csv", ("batches", "lighttoken_seconds", "bare_seconds"))
+    for count, ours, its in bare.turns:
+        results.add(dict(zip(results.columns, (count, f"{ours:.3f}", f"{its:.3f}"), strict=True)))
     ours, its = (sum(turn[i] for turn in bare.turns) for i in (1, 2))
     low, middle, high = statistics.quantiles([turn[1] / turn[2] for turn in bare.turns], n=4)
     print(f"{sum(turn[0] for turn in bare.turns)} batches: {ours:.0f} s against {its:.0f} s, ratio {ours / its:.3f}")

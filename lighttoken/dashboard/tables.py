@@ -1,105 +1,112 @@
-"""The scores as tables: `runs.csv` and `scores.csv` for whoever computes on, `scores.md` for whoever reads."""
+"""The scores as tables: `runs.csv` and `scores.csv` for further computation, `scores.md` for readers."""
 
 import csv
-from collections import defaultdict
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lighttoken.dashboard.gather import Point, Run, points
+from lighttoken.dashboard.gather import Point, Run, grouped, points
 
 OURS = "lighttoken"
-COLUMNS = (
-    *("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse"),
-    *("n", "mean", "std", "retention", "standard_error"),
-)
-RUN_COLUMNS = (
-    *("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse"),
-    *("seed", "score", "retention", "accelerator", "seconds", "git_commit", "folder"),
-)
-DIGITS = {"asked": "g", "ratio": ".2f", "nmse": ".4f", "bytes": ".0f"}  # the others: .4f
+NOT_AVERAGED = "squad"  # its scores are percentages, those of other tasks fractions
+SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse")
+COLUMNS = (*SETTING_COLUMNS, "n", "mean", "std", "retention", "standard_error")
+RUN_COLUMNS = (*SETTING_COLUMNS, "seed", "score", "retention", "accelerator", "seconds", "git_commit", "folder")
+DIGITS = {"asked": "g", "ratio": ".2f", "bytes": ".0f", "n": "d"}  # the others: .4f
+Row = dict[str, Any]
 
 
 def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
-    """Write runs.csv, scores.csv and scores.md; the files written, none without a finished run."""
-    found = points(runs)
-    if not found:
+    """Write runs.csv, scores.csv and scores.md; returns the files, none without a finished run.
+
+    scores.csv has a row per setting, and a row per mean over tasks, see `task_means`.
+    """
+    settings = points(runs)
+    if not settings:
         return []
-    each_run = [_row_of(run) for point in found for run in sorted(point.runs, key=lambda run: run.record["seed"])]
-    for name, columns, rows in (
-        ("runs.csv", RUN_COLUMNS, each_run),
-        ("scores.csv", COLUMNS, [_row(point) for point in found]),
-    ):
+    run_rows = [_run_row(run) for point in settings for run in sorted(point.runs, key=lambda run: run.record["seed"])]
+    means = task_means(settings)
+    tables = {"runs.csv": (RUN_COLUMNS, run_rows), "scores.csv": (COLUMNS, [*map(_score_row, settings), *means])}
+    for name, (columns, rows) in tables.items():
         with (folder / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-    parts = []
-    groups: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
-    for point in found:
-        groups[point.runs[0].group].append(point)
-    for (task, model, recipe), group in groups.items():
-        title = f"{task}, {model}" + (f" ({recipe})" if recipe else "")
-        parts += [f"## {title}", "", *_markdown(group), "", *comparison(group), ""]
-    (folder / "scores.md").write_text("\n".join(parts))
+    lines = []
+    for group in grouped(settings, lambda point: point.run.group).values():
+        lines += [*_section([_score_row(point) for point in group]), *comparison(group), ""]
+    for rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).values():
+        lines += _section(rows)
+    (folder / "scores.md").write_text("\n".join(lines))
     return [folder / "runs.csv", folder / "scores.csv", folder / "scores.md"]
 
 
 def comparison(group: Iterable[Point]) -> list[str]:
-    """Where another codec scores above `lighttoken`: a line for each ratio asked for, on the seeds that both have."""
-    by_ratio: dict[float, list[Point]] = defaultdict(list)
-    for point in group:
-        if point.runs[0].codec != "none":
-            by_ratio[_asked(point.runs[0])].append(point)
+    """The codecs that score above `lighttoken`, on the seeds that both have: a line per ratio of the configs."""
+    by_ratio = grouped((point for point in group if point.run.codec != "none"), lambda point: point.run.ratio or 1.0)
     lines = []
     for ratio, rivals in sorted(by_ratio.items()):
-        for ours in (point for point in rivals if point.runs[0].codec == OURS and len(rivals) > 1):
+        for ours in (point for point in rivals if point.run.codec == OURS and len(rivals) > 1):
             above = []
             for rival in rivals:
-                theirs = _by_seed(rival)
-                gains = [theirs[seed] - score for seed, score in _by_seed(ours).items() if seed in theirs]
+                gains = [rival.by_seed[seed] - score for seed, score in ours.by_seed.items() if seed in rival.by_seed]
                 if gains and fmean(gains) > 0:
-                    above.append(f"{rival.runs[0].label} by {fmean(gains):.4f} (n={len(gains)})")
-            told = ", ".join(above) or "none of the others does"
-            lines.append(f"- Above {ours.runs[0].label} at {ratio:g}x: {told}.")
+                    above.append(f"{rival.run.label} by {fmean(gains):.4f} (n={len(gains)})")
+            names = ", ".join(above) or "none of the others does"
+            lines.append(f"- Above {ours.run.label} at {ratio:g}x: {names}.")
     return lines
 
 
-def _row(point: Point) -> dict[str, Any]:
+def task_means(settings: Iterable[Point]) -> list[Row]:
+    """A row per codec and ratio of several tasks: the mean score and its retention against the tasks' references.
+
+    `n` is the number of tasks. SQuAD, and seeds without a reference, are left out. The standard error combines those of
+    the tasks, in units of score, as of independent tasks.
+    """
+    averaged = (p for p in settings if p.retention["retention"] is not None and p.run.group[0] != NOT_AVERAGED)
+    rows = []
+    for group in grouped(averaged, lambda point: (point.run.group[1:], point.run.label, point.run.ratio)).values():
+        scores = [fmean(point.by_seed[seed] for seed in point.references) for point in group]
+        references = [fmean(point.references.values()) for point in group]
+        pairs = zip((point.retention["standard_error"] for point in group), references, strict=True)
+        errors = [error * reference for error, reference in pairs if error is not None]
+        row = _setting(group[0].run) | dict.fromkeys(("ratio", "bytes", "nmse", "std", "standard_error"))
+        row |= {"task": f"mean of {', '.join(point.run.group[0] for point in group)}", "n": len(group)}
+        row |= {"mean": fmean(scores), "retention": sum(scores) / sum(references)}
+        if len(errors) == len(group):  # one seed has none
+            row["standard_error"] = math.hypot(*errors) / abs(sum(references))
+        rows.append(row)
+    return [row for row in rows if row["n"] > 1]
+
+
+def _score_row(point: Point) -> Row:
     scores = {"n": len(point.scores), "mean": point.mean, "std": point.std} | point.retention
-    return _setting(point.runs[0]) | {"ratio": point.ratio} | scores
+    return _setting(point.run) | {"ratio": point.ratio} | scores
 
 
-def _row_of(run: Run) -> dict[str, Any]:
-    record = run.record
-    told = {"seed": record["seed"], "score": run.score, "retention": run.retention, "folder": run.name}
-    told |= {"accelerator": record["hardware"].get("accelerator"), "git_commit": record["git_commit"]}
-    return _setting(run) | told | {"seconds": round(sum(record["seconds"].values()))}
+def _run_row(run: Run) -> Row:
+    row = {name: run.record[name] for name in ("seed", "git_commit")} | {"score": run.score, "folder": run.name}
+    row |= {"accelerator": run.record["hardware"].get("accelerator"), "retention": run.retention}
+    return _setting(run) | row | {"seconds": round(sum(run.record["seconds"].values()))}
 
 
-def _setting(run: Run) -> dict[str, Any]:
-    task, model, recipe = run.group
-    told = {"task": task, "model": model, "recipe": recipe, "codec": run.label, "asked": _asked(run)}
-    told |= {"ratio": run.record["ratio"], "bytes": run.record["artifact_bytes"]}
-    return told | {"nmse": run.record["compression"].get("nmse")}
+def _setting(run: Run) -> Row:
+    sizes = run.record["ratio"], run.record["artifact_bytes"], run.record["compression"].get("nmse")
+    return dict(zip(SETTING_COLUMNS, (*run.group, run.label, float(run.ratio or 1.0), *sizes), strict=True))
 
 
-def _markdown(group: Iterable[Point]) -> list[str]:
+def _section(rows: Sequence[Row]) -> list[str]:
+    """A titled Markdown table of rows of one task, model and recipe."""
+    task, model, recipe = (rows[0][name] for name in COLUMNS[:3])
     columns = COLUMNS[3:]
-    cells = [[_cell(name, value) for name, value in _row(point).items() if name in columns] for point in group]
-    return [f"| {' | '.join(each)} |" for each in [list(columns), ["---"] * len(columns), *cells]]
+    lines = [list(columns), ["---"] * len(columns), *([_cell(name, row[name]) for name in columns] for row in rows)]
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    return [f"## {task}, {model}" + (f" ({recipe})" if recipe else ""), "", *table, ""]
 
 
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, str) or name == "n" else f"{value:{DIGITS.get(name, '.4f')}}"
-
-
-def _asked(run: Run) -> float:
-    return float(run.ratio or 1.0)
-
-
-def _by_seed(point: Point) -> dict[int, float]:
-    return {run.record["seed"]: run.score for run in point.runs if run.score is not None}
+    return value if isinstance(value, str) else f"{value:{DIGITS.get(name, '.4f')}}"

@@ -1,9 +1,8 @@
-"""Sweeps: the jobs that are done already, the jobs that fail, and the summary that names them.
+"""Sweeps: finished jobs are skipped, a failed job does not stop the others, and a summary names the failures.
 
-A job never ends a sweep: it ends as a `Job`, whatever happens in it. With `hydra/launcher=joblib` each job is a process
-of its own, started by a thread that waits for it. hydra-joblib-launcher keeps its jobs in a pool of loky workers
-instead, and loky gives the whole pool up when one worker dies: of six jobs on two workers, a `kill -9` of one in the
-third lost that job and its neighbour, the last two were never started, and nothing was summed up.
+Whatever happens in a job, it ends as a `Job`. With `hydra/launcher=joblib` a thread waits for the process of a job. The
+plugin hydra-joblib-launcher has a pool of workers instead, which breaks when one of them dies: after a `kill -9`, two
+of six jobs were lost, two never started, and there was no summary.
 """
 
 import json
@@ -13,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,106 +34,101 @@ log = logging.getLogger(__name__)
 SWEEP_FILE = "sweep.json"
 CONSOLE_FILE = "console.log"
 
-_running: set[subprocess.Popen] = set()  # the processes of this one's threads
-_ended = threading.Event()  # no more of them are to be started
+_running: set[subprocess.Popen] = set()  # processes that threads of this process wait for
+_stopping = threading.Event()  # from now on, no other process starts
 
 
 @dataclass
 class Job:
-    """One job of a sweep and how it ended; `folder` is where its record is, an earlier run's if it was skipped."""
+    """One job of a sweep and its end. `folder` has its record; for a skipped job, that of the earlier run."""
 
     number: int
     overrides: list[str]
     folder: str
-    status: str  # done, skipped or failed
+    status: str = "done"  # or skipped, failed
     error: str | None = None
 
 
-def find_done(config: DictConfig, records: list[dict[str, Any]]) -> str | None:
-    """The folder of a finished record of the same run; None without one or with skip_done=false."""
-    if not config.skip_done:
-        return None
-    asked = asked_for(plain_config(config))
-    done = (each for each in records if each["status"] == "done")
-    return next((each["directory"] for each in done if asked_for(each["config"]) == asked), None)
-
-
-def plain_config(config: DictConfig) -> dict[str, Any]:
-    """A job's config as its record holds it, but for the loggers, which only resolve inside the run."""
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The settings that make a job another run, as they stand in its record."""
     config = config.copy()
     make_paths_absolute(config)
-    config.logger = {}
+    config.logger = {}  # some of its values exist inside the run only
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return plain
+    return asked_for(plain)
+
+
+def find_done(config: DictConfig, records: list[dict[str, Any]]) -> str | None:
+    """The folder of a finished record of the same run; None if there is none, or with skip_done=false."""
+    if not config.skip_done:
+        return None
+    settings = settings_of(config)
+    done = (record for record in records if record["status"] == "done")
+    return next((record["directory"] for record in done if asked_for(record["config"]) == settings), None)
 
 
 def run_here(config: DictConfig, run: Callable[[DictConfig], Any], in_one_line: Callable[..., str | None]) -> Job:
-    """Run a job in this process, unless it is done. `in_one_line` tells an error of the user; None for a defect."""
+    """Run a job in this process unless it is done. `in_one_line` describes an error of the user; None for a defect."""
     hydra = HydraConfig.get()
-    job = Job(hydra.job.num, list(hydra.overrides.task), hydra.runtime.output_dir, "done")
+    job = Job(hydra.job.num, list(hydra.overrides.task), hydra.runtime.output_dir)
     try:
         if folder := find_done(config, read_records(Path(config.output_dir).absolute())):
-            tell_skipped(job, folder)
+            report_skipped(job, folder)
         else:
             run(config)
     except Exception as error:
-        told = in_one_line(error)
-        if told is None:
+        message = in_one_line(error)
+        if message is None:
             log.exception("job %d", job.number)
         else:
-            print(f"error: {told}", file=sys.stderr)
-        job.status, job.error = "failed", told or f"{type(error).__name__}: {error}"
+            print(f"error: {message}", file=sys.stderr)
+        job.status, job.error = "failed", message or f"{type(error).__name__}: {error}"
     return job
 
 
-def tell_skipped(job: Job, folder: str) -> None:
-    """Say on screen that a job is not run, and take the record of the earlier run for its own."""
+def report_skipped(job: Job, folder: str) -> None:
+    """Print that a job is skipped, and point it to the record of the earlier run."""
     log.info("#%d is done already in %s; skip_done=false runs it again", job.number, folder)
     job.status, job.folder = "skipped", folder
 
 
-def quoted(path: Any) -> str:
-    """A path as the value of an override."""
-    return "'" + str(path).replace("'", "\\'") + "'"
-
-
 @contextmanager
 def ending_processes() -> Iterator[None]:
-    """Whatever ends the block with an error, Ctrl-C and SIGTERM (exit code 143) included, ends what runs inside it too.
+    """End the processes of `run_process` when the block ends with an error, Ctrl-C or SIGTERM (exit code 143).
 
-    Those are the processes of `run_process`, started by other threads; else they would outlive this one, and the same
-    command would start them a second time. For the main thread.
+    Other threads started these processes. If they ran on, the same command would start them a second time.
+    For the main thread.
     """
 
-    def end() -> None:
-        _ended.set()
+    def stop() -> None:
+        _stopping.set()
         for process in list(_running):
             process.terminate()
 
     def leave(number: int, frame: Any) -> NoReturn:
-        end()  # here, as a pool of threads may hold the error back until they are done
+        stop()  # now: a pool of threads may hold the exception back until its threads are done
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    _ended.clear()
+    earlier_handler = signal.signal(signal.SIGTERM, leave)
+    _stopping.clear()
     try:
         yield
     except BaseException:
-        end()
+        stop()
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, earlier_handler)
 
 
 def run_process(command: list[str], folder: str) -> int:
-    """Run a job in a process of its own, what it prints in its folder; returns its exit code, -N for signal N."""
-    if _ended.is_set():
+    """Run a job in a new process, its output in a file of its folder; returns the exit code, -N after signal N."""
+    if _stopping.is_set():
         return -signal.SIGTERM
     make_directory(Path(folder))
-    Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, whose end would be taken for this one's
-    one_line = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # set by every door
+    Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, with another end
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # set by run_command
     with Path(folder, CONSOLE_FILE).open("w") as console:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=one_line)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
         _running.add(process)
         try:
             return process.wait()
@@ -141,36 +136,37 @@ def run_process(command: list[str], folder: str) -> int:
             _running.discard(process)
 
 
-def close(job: Job, code: int) -> None:
-    """Enter how the process of a job ended; the record of one that was killed says so from now on."""
-    path = Path(job.folder, RECORD_FILE)
+def finish_job(job: Job, code: int, reason: str | None = None) -> None:
+    """Set status and error of a job from the exit code of its process. Corrects a record that still says `running`."""
+    path, console = Path(job.folder, RECORD_FILE), Path(job.folder, CONSOLE_FILE)
     record = json.loads(path.read_bytes()) if path.is_file() else {}
-    if code == 0 and record.get("status", "done") == "done":
-        return
-    job.status = "failed"
-    if code < 0 or record.get("status") == "running":
+    if code < 0 or record.get("status") == "running":  # the process had no time to write its end
         job.error = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if record:
-            killed = record | {"status": "failed", "error": job.error}
-            write_atomically(path, json.dumps(killed, indent=2).encode())
-    elif record.get("error"):
-        job.error = record["error"]
-    else:  # it did not come to a record
-        console = Path(job.folder, CONSOLE_FILE)
-        lines = console.read_text().split("\n") if console.is_file() else []
-        said = [line.strip() for line in lines if line.strip()]
-        job.error = said[-1].removeprefix("error: ") if said else f"exit code {code}"
+            write_atomically(path, json.dumps(record | {"status": "failed", "error": job.error}, indent=2).encode())
+    elif code or record.get("status", "done") != "done":  # without a record, the last line of the console
+        lines = console.read_text().strip().split("\n") if console.is_file() else [""]
+        job.error = record.get("error") or lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
+    if job.error:
+        job.status, job.error = "failed", reason or job.error
+    log.info("#%d %s", job.number, job.error or job.status)
 
 
 def sweep_records(folder: Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """The overrides and the record of each job of a sweep that is done; of a skipped job, that of the earlier run."""
+    """The overrides and the record of every job of a sweep that did not fail, skipped jobs included."""
     jobs = json.loads((folder / SWEEP_FILE).read_bytes()) if (folder / SWEEP_FILE).is_file() else []
     done = [job for job in jobs if job["status"] != "failed"]
     return [(job["overrides"], record) for job in done for record in read_records(Path(job["folder"]))]
 
 
+def differences(jobs: list[list[str]]) -> list[list[str]]:
+    """The overrides of every job that not all jobs share."""
+    shared = set.intersection(*map(set, jobs or [[]]))
+    return [[text for text in overrides if text not in shared] for overrides in jobs]
+
+
 class Summary(Callback):
-    """Hydra callback of every sweep: writes `sweep.json`, names the jobs that failed, ends with exit code 1 then."""
+    """Hydra callback of every sweep: writes `sweep.json`, prints the failed jobs, and exits with code 1 if any."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -185,15 +181,14 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary. Raises SystemExit if a job failed."""
-        failed = [job for job in self.jobs if job.status == "failed"]
-        count = {status: sum(job.status == status for job in self.jobs) for status in ("done", "skipped", "failed")}
-        console = Console(soft_wrap=True, highlight=False)  # a path that is cut in two cannot be copied
-        console.print(f"sweep of {len(self.jobs)} jobs: " + ", ".join(f"{n} {name}" for name, n in count.items()))
-        common = set(self.jobs[0].overrides).intersection(*(job.overrides for job in self.jobs)) if self.jobs else set()
-        for job in failed:
-            own = " ".join(each for each in job.overrides if each not in common)
-            error = " ".join((job.error or "").split())
-            console.print(escape(f"failed #{job.number} {own}: {error}; see {job.folder}"))
-        if failed:
+        console = Console(soft_wrap=True, highlight=False)  # nobody can copy a path that is broken into lines
+        count = Counter(job.status for job in self.jobs)
+        counts = ", ".join(f"{count[status]} {status}" for status in ("done", "skipped", "failed"))
+        console.print(f"sweep of {len(self.jobs)} jobs: {counts}")
+        for job, overrides in zip(self.jobs, differences([job.overrides for job in self.jobs]), strict=True):
+            if job.status == "failed":
+                error = " ".join((job.error or "").split())
+                console.print(escape(f"failed #{job.number} {' '.join(overrides)}: {error}; see {job.folder}"))
+        if count["failed"]:
             console.print("the same command runs the failed jobs again, and no other")
             raise SystemExit(1)

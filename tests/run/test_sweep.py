@@ -1,3 +1,5 @@
+import csv
+import itertools
 import json
 import os
 import signal
@@ -17,14 +19,14 @@ from omegaconf import OmegaConf
 
 from lighttoken.config.schema import config_dir
 from lighttoken.run.records import asked_for
-from lighttoken.run.sweep import Job, close, run_process
+from lighttoken.run.sweep import Job, finish_job, run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def settings(checkpoint, sst2) -> list[str]:
-    """What makes a small run of the train command."""
+    """The overrides of a small run of the train command."""
     data = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "trainer.accelerator=cpu"]
     return [*data, "logger=csv", "trainer.max_epochs=1", "progress=false"]
 
@@ -65,7 +67,7 @@ def test_a_mistake_in_one_job_is_named_and_the_rest_is_run(command, settings):
     assert "failed #0 task.batch_size=0: task.batch_size is 0; it must be 1 or above" in out
 
 
-def test_nothing_compressed_is_run_once_whatever_the_ratio(command, settings):
+def test_an_uncompressed_run_is_made_once_whatever_the_ratio(command, settings):
     assert command("train", "-m", *settings, "codec=none", "ratio=2,5000")[0] == 0
     assert [job["status"] for job in sweeps()[0]] == ["done", "skipped"]
     assert len(records()) == 1
@@ -77,7 +79,7 @@ def test_a_run_alone_is_never_skipped(command, settings):
     assert len(list(Path("outputs/runs").iterdir())) == 2
 
 
-def test_what_makes_another_run():
+def test_the_settings_that_make_another_run():
     config = {"codec": {"name": "svd"}, "ratio": 5.0, "schedule": {}, "seed": 0, "logger": {}, "output_dir": "a"}
     assert asked_for(config) == asked_for(config | {"logger": {"csv": {}}, "output_dir": "b", "progress": True})
     assert asked_for(config) != asked_for(config | {"ratio": 25.0})
@@ -90,7 +92,7 @@ def test_what_makes_another_run():
 def test_the_record_of_a_killed_job_says_so(tmp_path):
     begun = f'open({str(tmp_path / "record.json")!r}, \'w\').write(\'{{"status": "running", "error": null}}\')'
     job = Job(0, [], str(tmp_path), "done")
-    close(job, run_process([sys.executable, "-c", f"{begun}; import os; os.kill(os.getpid(), 9)"], job.folder))
+    finish_job(job, run_process([sys.executable, "-c", f"{begun}; import os; os.kill(os.getpid(), 9)"], job.folder))
     assert (job.status, job.error) == ("failed", "killed by SIGKILL")
     assert json.loads((tmp_path / "record.json").read_text()) == {"status": "failed", "error": "killed by SIGKILL"}
 
@@ -105,25 +107,25 @@ def test_the_record_of_a_killed_job_says_so(tmp_path):
 def test_an_exit_code_of_0_does_not_hide_a_record_that_is_not_done(tmp_path, record, error):
     (tmp_path / "record.json").write_text(json.dumps(record))
     job = Job(0, [], str(tmp_path), "done")
-    close(job, 0)
+    finish_job(job, 0)
     assert (job.status, job.error) == ("failed", error)
 
 
 def test_a_job_without_a_record_fails_with_its_last_line(tmp_path):
     job = Job(0, [], str(tmp_path / "new"), "done")
-    close(
+    finish_job(
         job, run_process([sys.executable, "-c", "print('hello'); raise SystemExit('error: no such thing')"], job.folder)
     )
     assert (job.status, job.error) == ("failed", "no such thing")
     job = Job(0, [], str(tmp_path / "silent"), "done")
-    close(job, run_process([sys.executable, "-c", "raise SystemExit(3)"], job.folder))
+    finish_job(job, run_process([sys.executable, "-c", "raise SystemExit(3)"], job.folder))
     assert (job.status, job.error) == ("failed", "exit code 3")
 
 
-def test_a_job_is_not_told_the_error_of_an_earlier_try_in_its_folder(tmp_path):
+def test_a_job_does_not_take_the_error_of_an_earlier_try_in_its_folder(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps({"status": "failed", "error": "the disk was full"}))
     job = Job(0, [], str(tmp_path), "done")
-    close(job, run_process([sys.executable, "-c", "raise SystemExit('error: no such thing')"], job.folder))
+    finish_job(job, run_process([sys.executable, "-c", "raise SystemExit('error: no such thing')"], job.folder))
     assert (job.status, job.error) == ("failed", "no such thing")
 
 
@@ -134,7 +136,7 @@ def test_killing_one_worker_loses_its_job_alone_and_the_same_command_completes_t
     killed: list[str] = []
 
     def kill_the_first_that_runs() -> None:
-        while not (running := [each.parent for each in Path("outputs/sweeps").glob("*/*/record.json")]):
+        while not (running := [path.parent for path in Path("outputs/sweeps").glob("*/*/record.json")]):
             time.sleep(0.1)
         killed.append(str(running[0].absolute()))
         (worker,) = [pid for pid in children(os.getpid()) if f"hydra.run.dir='{killed[0]}'" in command_line(pid)]
@@ -157,21 +159,15 @@ def test_killing_one_worker_loses_its_job_alone_and_the_same_command_completes_t
     assert sum(not record["artifact_reused"] for record in done) <= 1  # 0 if the killed job came to make it
 
 
-@pytest.mark.parametrize("pool", ["joblib", "futures"])  # as the launcher has it, and experiments.evidence
-def test_the_end_of_a_sweep_ends_its_jobs(pool, tmp_path):
+def test_the_end_of_a_sweep_ends_its_jobs(tmp_path):
     """Else they run on, and the same command starts them a second time."""
-    code = f"""
+    code = """
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
 from joblib import Parallel, delayed
-from lighttoken.sweep import ending_processes, run_process
+from lighttoken.run.sweep import ending_processes, run_process
 job = [sys.executable, "-c", "import time; time.sleep(600)"]
-if {pool!r} == "joblib":
-    with ending_processes():
-        Parallel(n_jobs=2, backend="threading")(delayed(run_process)(job, folder) for folder in "abc")
-else:
-    with ThreadPoolExecutor(2) as pool, ending_processes():
-        wait([pool.submit(run_process, job, folder) for folder in "abc"])
+with ending_processes():
+    Parallel(n_jobs=2, backend="threading")(delayed(run_process)(job, folder) for folder in "abc")
 """
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     while len(jobs := children(sweep.pid)) < 2:
@@ -184,7 +180,8 @@ else:
 
 
 def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task").glob("*/children") for each in each.read_text().split()]
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in files for child in path.read_text().split()]
 
 
 def command_line(pid: int) -> list[str]:
@@ -197,10 +194,10 @@ def test_an_artifact_whose_maker_was_killed_is_made_by_the_next(command, setting
     for file in artifact.iterdir():
         file.unlink()
     lock = f"outputs/locks/{artifact.name}.lock"
-    hold = f"import filelock, time\nwith filelock.FileLock({lock!r}): print('held', flush=True); time.sleep(600)"
+    hold = f"import filelock, time\nwith filelock.FileLock({lock!r}): print('locked', flush=True); time.sleep(600)"
     maker = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
     assert maker.stdout
-    assert maker.stdout.readline() == "held\n"
+    assert maker.stdout.readline() == "locked\n"
     with pytest.raises(TimeoutError):
         FileLock(lock).acquire(timeout=0)
 
@@ -239,7 +236,7 @@ def test_jobs_of_submitit(command, settings, monkeypatch):
         ("optuna", "sweeper=optuna", "sweep"),
     ],
 )
-def test_a_missing_package_is_told_with_its_cure(command, settings, monkeypatch, package, group, extra):
+def test_a_missing_package_is_named_with_its_cure(command, settings, monkeypatch, package, group, extra):
     monkeypatch.setitem(sys.modules, package, None)
     code, _, err = command("train", "-m", *settings, f"hydra/{group}", "codec=svd", "ratio=2,3")
     name = f"hydra/{group.removesuffix('_local')}"
@@ -257,46 +254,78 @@ def test_a_search_chooses_on_held_out_rows_and_goes_on_where_it_stopped(command,
     code, out, err = command("train", *search, "hydra.sweeper.n_trials=2")
     assert code == 0, err
     (path,) = Path("outputs/sweeps").glob("*/search.json")
-    told = json.loads(path.read_text())
-    assert len(told["trials"]) == 2
-    for trial in told["trials"]:
+    search_file = json.loads(path.read_text())
+    assert len(search_file["trials"]) == 2
+    for trial in search_file["trials"]:
         record = json.loads(Path(trial["run"], "record.json").read_text())
         assert record["metrics"]["dev/accuracy"] == trial["value"]
         assert record["config"]["finetune"]["learning_rate"] == trial["params"]["finetune.learning_rate"]
         assert 2e-5 <= trial["params"]["finetune.learning_rate"] <= 5e-4
-    assert told["best"]["value"] == max(trial["value"] for trial in told["trials"])
+    assert search_file["best"]["value"] == max(trial["value"] for trial in search_file["trials"])
     assert "best of 2 trials" in out
     assert command("train", *search, "hydra.sweeper.n_trials=3")[0] == 0
     assert [job["status"] for job in sweeps()[1]] == ["skipped", "skipped", "done"]
 
 
-def test_a_search_on_the_rows_that_are_reported_is_refused(command, settings):
+def test_a_search_on_the_reported_rows_is_refused(command, settings):
     code, _, err = command("train", "+experiment=search", *settings, "task.dev_fraction=0")
     assert code == 2
     assert err.splitlines()[-1] == (
-        "error: a search on the validation rows would choose by what is reported: task.dev_fraction is 0; "
-        "add task.dev_fraction=0.1"
+        "error: task.dev_fraction is 0, so the search would choose by the reported scores; add task.dev_fraction=0.1"
     )
 
 
-@pytest.mark.parametrize("name", ["baseline_table", "ratio_sweep"])
-def test_ready_made_sweeps_hold_the_jobs_that_they_say(name):
+@pytest.mark.parametrize("name", ["baseline_table", "evidence", "ratio_sweep"])
+def test_ready_made_sweeps_have_the_jobs_of_their_headers(name):
     params = OmegaConf.load(ROOT / f"conf/experiment/{name}.yaml").hydra.sweeper.params
     with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([f"{k}={v}" for k, v in params.items()]), None)
     codecs = {path.stem for path in (ROOT / "conf/codec").glob("*.yaml")}
-    expected = {
-        "baseline_table": (codecs, [5, 25, 103]),
-        "ratio_sweep": (["none", "lighttoken", "svd", "pq"], [5, 25, 50, 103]),
-    }
-    pairs = [f"codec={codec} ratio={ratio}" for codec in expected[name][0] for ratio in expected[name][1]]
-    assert sorted(" ".join(job) for job in jobs) == sorted(pairs)
+    values = {
+        "baseline_table": {"codec": codecs, "ratio": (5, 25, 103)},
+        "evidence": {
+            "task": ("cola", "mrpc", "rte", "stsb"),
+            "codec": ("lighttoken", "svd", "pq"),
+            "ratio": (25, 103),
+            "seed": range(3),
+        },
+        "ratio_sweep": {"codec": ("none", "lighttoken", "svd", "pq"), "ratio": (5, 25, 50, 103)},
+    }[name]
+    products = itertools.product(*([f"{key}={value}" for value in values[key]] for key in values))
+    assert sorted(map(tuple, jobs)) == sorted(products)
+
+
+def test_evidence_is_a_sweep_of_references_one_of_codecs_and_a_report(command, settings, sst2):
+    settings = ["+experiment=evidence", *settings, f"task.data_dir={sst2.parent}/${{task.name}}", "seed=0,1"]
+    references = ["codec=none", "finetune.trainable=frozen,decoder", "ratio=1"]
+    codecs = ["codec=svd", "ratio=2,2.5"]
+    teachers = ["hydra.sweep.dir=outputs/teachers", "hydra.sweep.subdir=${task.name}_${seed}"]
+    for arguments in (
+        references,
+        codecs,
+        ["codec=none", "ratio=1", "save_model=true", *teachers],
+        ["codec=svd", "ratio=2", "distill=outputs/teachers/${task.name}_${seed}"],
+    ):
+        code, _, err = command("train", *settings, *arguments)
+        assert code == 0, err
+    assert command("train", *settings, *codecs)[0] == 0
+    assert [job["status"] for job in sweeps()[-1]] == ["skipped"] * 4
+    assert command("report", "outputs")[0] == 0
+    with Path("outputs/report/scores.csv").open(newline="") as file:
+        rows = [(row["codec"], row["asked"], row["n"], row["retention"] != "") for row in csv.DictReader(file)]
+    assert sorted(rows) == [
+        ("none (trainable=decoder)", "1.0", "2", True),
+        ("none (trainable=frozen)", "1.0", "2", True),
+        ("svd (distilled=false)", "2.0", "2", True),
+        ("svd (distilled=false)", "2.5", "2", True),
+        ("svd (distilled=true)", "2.0", "2", True),
+    ]
 
 
 def test_the_record_of_a_job_that_a_shell_or_a_queue_ended_does_not_stay_running(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps({"status": "running", "error": None}))
     job = Job(0, [], str(tmp_path), "done")
-    close(job, 137)  # 128 + 9, as a shell tells a kill
+    finish_job(job, 137)  # 128 + 9: a shell reports a kill this way
     assert (job.status, job.error) == ("failed", "ended with exit code 137")
     assert json.loads((tmp_path / "record.json").read_text())["status"] == "failed"
