@@ -1,11 +1,13 @@
 """The rate-distortion bound of a Gaussian source."""
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
+from lighttoken.codec.shapes import Spectrum
 
-def reverse_water_filling(spectrum: Float[Tensor, " d"], bits: float) -> tuple[float, Float64[Tensor, " d"]]:
+
+def reverse_water_filling(spectrum: Spectrum, bits: float) -> tuple[float, Float64[Tensor, " d"]]:
     """The rate-distortion bound of a Gaussian: least squared error per row at a number of bits per row.
 
     `spectrum`: variances along independent directions. Returns the error, the sum over directions of

@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lighttoken.artifact.forms import Form
 from lighttoken.codec.prior import Prior, Uniform
+from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ class Codec:
         """How a run makes the importance from the backbone, as plain JSON values."""
         return {"prior": "uniform", "error_metric": "euclidean"}
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The tensors, of at most `budget.tensor_bytes`, and a summary of the work in plain JSON values.
 
         The summary does not hold errors of the table: `compress_table` measures them.

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lighttoken.codec.shapes import Table, Weights
+
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
 
@@ -18,9 +20,7 @@ class ReconstructionLoss(NamedTuple):
     cosine: Float[Tensor, ""]
 
 
-def reconstruction_loss(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], weights: Float[Tensor, " n"], angular_weight: float
-) -> ReconstructionLoss:
+def reconstruction_loss(x: Table, y: Table, weights: Weights, angular_weight: float) -> ReconstructionLoss:
     """L_b(x, y) = (|x| - |y|)^2 + 2 b |x| |y| (1 - cos t), with t the angle between rows x and y.
 
     `angular_weight` is b >= 1. At b = 1 the loss equals |x - y|^2; above, it bounds it from above. This is how we read
@@ -36,9 +36,7 @@ def reconstruction_loss(
     return ReconstructionLoss(magnitude + angular_weight * angular, magnitude, angular, cosine)
 
 
-def weighted_error(
-    table: Float[Tensor, "V d"], reconstruction: Float[Tensor, "V d"], weights: Float[Tensor, " V"]
-) -> float:
+def weighted_error(table: Table, reconstruction: Table, weights: Weights) -> float:
     """Mean squared error over all entries, rows weighted by weights of mean 1."""
     return float((weights * (table - reconstruction).square().mean(1)).mean())
 
@@ -48,9 +46,7 @@ def table_variance(table: Tensor) -> float:
     return max(float(table.var()), torch.finfo(torch.float32).tiny)
 
 
-def table_errors(
-    table: Float[Tensor, "V d"], rows: Float[Tensor, "V d"], weights: Float[Tensor, " V"]
-) -> dict[str, float]:
+def table_errors(table: Table, rows: Table, weights: Weights) -> dict[str, float]:
     """The errors of decoded rows that an artifact's summary holds.
 
     nmse is the mean squared error over the variance of the table's entries; `rarest_nmse` is the nmse of the tenth of

@@ -1,15 +1,15 @@
 """Stage 1 of the method: the rank-k part of the table."""
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
+
+from lighttoken.codec.shapes import Bias, Left, Right, Table, Weights
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
 
-def weighted_moments(
-    table: Float[Tensor, "V d"], weights: Float[Tensor, " V"]
-) -> tuple[Float[Tensor, " d"], Float64[Tensor, "d d"]]:
+def weighted_moments(table: Table, weights: Weights) -> tuple[Bias, Float64[Tensor, "d d"]]:
     """Mean and covariance of the rows of a table under row weights of mean 1.
 
     The covariance is on the CPU: it is small, and what follows takes no time there.
@@ -22,9 +22,7 @@ def weighted_moments(
     return mean, covariance / len(table)
 
 
-def truncated_svd(
-    table: Float[Tensor, "V d"], rank: int, weights: Float[Tensor, " V"]
-) -> tuple[Float[Tensor, "V k"], Float[Tensor, "k d"], Float[Tensor, " d"]]:
+def truncated_svd(table: Table, rank: int, weights: Weights) -> tuple[Left, Right, Bias]:
     """Best rank-k approximation of the centred table under row weights (Eckart and Young 1936): left @ right + mean.
 
     Returns left, right with orthonormal rows, and mean. The right factor comes from

@@ -1,19 +1,18 @@
 """Codes and decoder of a linear binary code, fitted to each other after training."""
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Shaped
 from torch import Tensor
+
+from lighttoken.codec.shapes import Bias, Bits, Decoder, Left, Right, Table, Weights
 
 ROWS_PER_FIT = 2048  # rows that are widened to float32 at a time
 ROWS_PER_CHUNK = 2048  # rows whose correlations with all decoder rows fit into a cache
 
 
 def refit_decoder(
-    features: Num[Tensor, "V m"] | Bool[Tensor, "V m"],
-    target: Float[Tensor, "V d"],
-    weights: Float[Tensor, " V"],
-    ridge: float = 1e-6,
-) -> tuple[Float[Tensor, "m d"], Float[Tensor, " d"]]:
+    features: Shaped[Tensor, "V m"], target: Table, weights: Weights, ridge: float = 1e-6
+) -> tuple[Decoder, Bias]:
     """Weighted least squares: the matrix and the bias that bring features @ matrix + bias nearest to the target.
 
     `features` are bits, perhaps beside the left factor of the low-rank part, or coefficients. The
@@ -33,9 +32,7 @@ def refit_decoder(
     return solution[:-1], solution[-1]
 
 
-def flip_bits(
-    bits: Bool[Tensor, "V m"], residual: Float[Tensor, "V d"], decoder: Float[Tensor, "m d"], sweeps: int = 1
-) -> Bool[Tensor, "V m"]:
+def flip_bits(bits: Bits, residual: Table, decoder: Decoder, sweeps: int = 1) -> Bits:
     """Coordinate descent on the bits: flip one after another where that brings a row nearer to its target.
 
     `residual` is target - bits @ decoder. A flip by s = +-1 changes a row's squared error by
@@ -58,13 +55,8 @@ def flip_bits(
 
 
 def refine_codes(
-    bits: Bool[Tensor, "V m"],
-    left: Float[Tensor, "V k"],
-    table: Float[Tensor, "V d"],
-    weights: Float[Tensor, " V"],
-    rounds: int,
-    tolerance: float,
-) -> tuple[Bool[Tensor, "V m"], Float[Tensor, "k d"], Float[Tensor, "m d"], Float[Tensor, " d"], list[float]]:
+    bits: Bits, left: Left, table: Table, weights: Weights, rounds: int, tolerance: float
+) -> tuple[Bits, Right, Decoder, Bias, list[float]]:
     """Alternate `flip_bits` and a weighted least-squares refit until a round gains less than a share `tolerance`.
 
     Returns bits, right factor, decoder, bias, and the weighted squared error before and after each round, which never

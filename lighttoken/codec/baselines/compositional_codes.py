@@ -1,10 +1,8 @@
 """Compositional code learning: a row is a sum of codebook entries, chosen by a network with Gumbel-softmax."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gumbel_softmax, one_hot, softplus
 
@@ -13,6 +11,7 @@ from lighttoken.artifact.packing import pack_words, word_bits
 from lighttoken.codec.baselines import mean_row
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.refine import refit_decoder
+from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 ROWS_PER_CHUNK = 4096
@@ -60,9 +59,7 @@ class CompositionalCodes(Codec):
         if self.size not in (2, 4, 8, 16, 32, 64, 128, 256):
             raise LighttokenError(f"size is {self.size}; a codebook has a power of two of entries from 2 to 256")
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """Codebooks of the largest number of words that fits; a word chooses the entry of the largest logit."""
         (vocab_size, dim), bits = table.shape, word_bits(self.size)
         count = budget.largest(

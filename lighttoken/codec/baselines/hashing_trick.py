@@ -1,16 +1,14 @@
 """The hashing trick: ids that have the same hash share a row. A floor for every other method."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lighttoken.artifact.forms import Levels, hashed_rows
 from lighttoken.codec.baselines import mean_row
 from lighttoken.codec.baselines.scalar import quantize_rows, row_bytes
 from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
+from lighttoken.codec.shapes import Fitted, Table
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,7 @@ class HashingTrick(WeightedCodec):
     bits: int = 8
     form = Levels()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """As many rows as fit."""
         vocab_size, dim = table.shape
         rows = budget.largest((count, row_bytes(count, dim, self.bits)) for count in range(1, vocab_size))

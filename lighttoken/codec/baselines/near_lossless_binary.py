@@ -1,17 +1,15 @@
 """Near-lossless binarization: an autoencoder with binary codes and one matrix for both ways."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import pack_bits
 from lighttoken.codec.baselines import mean_row
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.refine import refit_decoder
+from lighttoken.codec.shapes import Fitted, Table
 
 ROWS_PER_CHUNK = 4096
 
@@ -34,9 +32,7 @@ class NearLosslessBinary(Codec):
     epochs: int = 10
     form = Bits()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The bits, and the decoder, of the longest code that fits."""
         vocab_size, dim = table.shape
         m = budget.largest((bits, vocab_size * bits // 8 + 2 * bits * dim + 4 * dim) for bits in range(8, 8 * dim, 8))

@@ -1,15 +1,14 @@
 """Orientation-based autoencoder: a linear autoencoder that is trained on direction."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from lighttoken.artifact.forms import Bits
 from lighttoken.codec.baselines.svd import factor_tensors
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
+from lighttoken.codec.shapes import Fitted, Table
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,7 @@ class OrientationAE(Codec):
     epochs: int = 20
     form = Bits()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The latents as left factor and the decoder as right factor, of the largest latent size that fits."""
         vocab_size, dim = table.shape
         rank = budget.largest((k, 2 * k * (vocab_size + dim) + 4 * dim) for k in range(1, dim + 1))

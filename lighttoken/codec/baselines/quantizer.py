@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lighttoken.artifact.forms import Codebooks
 from lighttoken.artifact.packing import pack_words, read_words
 from lighttoken.codec.baselines import mean_row, need
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
+from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 BITS = (4, 6, 8)  # of a word, that are tried
@@ -34,9 +34,7 @@ class Quantizer(Codec):
         if self.bits is not None and not 1 <= self.bits <= 12:
             raise LighttokenError(f"bits is {self.bits}; a word of {self.name} has from 1 to 12, or null")
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The codebooks and words of the shape of the least error."""
         import faiss
 

@@ -1,16 +1,15 @@
 """Rows of small integers: 8, 4, 2 or 1 bit a number, and a scale for every row."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lighttoken.artifact.forms import Levels
 from lighttoken.artifact.packing import pack_words
 from lighttoken.codec.baselines import mean_row
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
+from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 BITS = (1, 2, 4, 8)
@@ -29,9 +28,7 @@ class Scalar(Codec):
     name: str = "scalar"
     form = Levels()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The most bits that fit."""
         bits = budget.largest((bits, row_bytes(len(table), table.shape[1], bits)) for bits in BITS)
         bias = mean_row(table)

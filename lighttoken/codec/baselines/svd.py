@@ -1,16 +1,15 @@
 """Truncated SVD: the rank-k part alone."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import Precision, quantize, stored_bytes
 from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
 from lighttoken.codec.lowrank import truncated_svd
+from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 
@@ -29,9 +28,7 @@ class SVD(WeightedCodec):
     matrix_precision: Precision = "float16"
     form = Bits()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The factors of the largest rank that fits."""
         vocab_size, dim = table.shape
         if self.rank is not None and not 1 <= self.rank <= dim:

@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lighttoken.artifact.forms import Cores
 from lighttoken.codec.baselines import mean_row, need
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
+from lighttoken.codec.shapes import Fitted, Table
 
 CORES = 3
 
@@ -31,9 +29,7 @@ class TensorTrain(Codec):
     def __post_init__(self) -> None:
         need("tensorly")
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The cores of the largest ranks that fit."""
         from tensorly.decomposition import tensor_train_matrix
 

@@ -1,17 +1,15 @@
 """Vocabulary pruning: frequent tokens keep their rows, all others share one."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lighttoken.artifact.forms import Levels
 from lighttoken.artifact.packing import pack_bits
 from lighttoken.codec.baselines.scalar import quantize_rows, row_bytes
 from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
 from lighttoken.codec.prior import Prior, WordFrequency
+from lighttoken.codec.shapes import Fitted, Table
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,7 @@ class VocabularyPruning(WeightedCodec):
     bits: int = 8
     form = Levels()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """As many rows as fit."""
         vocab_size, dim = table.shape
         marks = -(-vocab_size // 8)

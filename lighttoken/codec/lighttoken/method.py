@@ -10,7 +10,6 @@ Letters: V rows of the table, d columns, m rows of the decoder, T tiers, s steps
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -33,6 +32,7 @@ from lighttoken.codec.lighttoken.viterbi import new_bits, search
 from lighttoken.codec.lowrank import weighted_moments
 from lighttoken.codec.prior import Prior, WordFrequency
 from lighttoken.codec.refine import refit_decoder
+from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
@@ -69,9 +69,7 @@ class LightToken(MetricCodec):
     def form(self) -> Trellis:
         return Trellis(self.state_bits)
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """See `Codec.fit`: the tensors of the form `Trellis`, and the plan."""
         device = resolve_device(self.device)
         table, weights = table.to(device), importance.weights.to(device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lighttoken.artifact.packing import Precision, stored_bytes
 from lighttoken.artifact.trellis import LEAD, pack_step, pack_tiers, unpack_steps
 from lighttoken.codec.interface import Budget
+from lighttoken.codec.shapes import Table, Weights
 
 Step = tuple[int, int]  # v coefficients, k bits
 
@@ -75,8 +76,8 @@ class Plan:
 
 
 def plan_budget(
-    coordinates: Float[Tensor, "V d"],
-    weights: Float[Tensor, " V"],
+    coordinates: Table,
+    weights: Weights,
     budget: Budget,
     state_bits: int,
     tiers: int | None = None,

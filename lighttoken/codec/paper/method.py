@@ -16,11 +16,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import Precision, dequantize, pack_bits, quantize, stored_bytes
+from lighttoken.codec import shapes
 from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
 from lighttoken.codec.loss import table_variance, weighted_error
 from lighttoken.codec.lowrank import truncated_svd, weighted_moments
@@ -29,6 +29,7 @@ from lighttoken.codec.paper.plan import Plan, plan_budget, split_bits
 from lighttoken.codec.paper.saturation import SaturationStop
 from lighttoken.codec.paper.schedule import Exponential, TemperatureSchedule
 from lighttoken.codec.refine import refine_codes, refit_decoder
+from lighttoken.codec.shapes import Fitted, Table, Weights
 
 REPORT_BYTES = 100  # of the summary, for every stage
 
@@ -61,9 +62,7 @@ class LightTokenPaper(WeightedCodec):
     )
     form = Bits()
 
-    def fit(
-        self, table: Float[Tensor, "V d"], importance: Importance, budget: Budget, reporter: Reporter
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """See `Codec.fit`: the tensors of the form `Bits` with its low-rank part, the plan and a report per stage."""
         with _quiet_lightning():
             device = self.trainer(logger=False, enable_progress_bar=False).strategy.root_device
@@ -104,7 +103,7 @@ class LightTokenPaper(WeightedCodec):
             summary["refined"] = [round(error / variance, 4) for error in errors]
         return tensors | {"codes": pack_bits(bits), "bias": bias} | self._store("decoder", decoder), summary
 
-    def plan(self, table: Float[Tensor, "V d"], weights: Float[Tensor, " V"], budget: Budget) -> Plan:
+    def plan(self, table: Table, weights: Weights, budget: Budget) -> Plan:
         """Rank, stages and bits per stage. Raises LighttokenError if the budget is out of reach."""
         return plan_budget(
             spectrum=torch.linalg.eigvalsh(weighted_moments(table, weights)[1]).flip(0),
@@ -117,7 +116,7 @@ class LightTokenPaper(WeightedCodec):
 
     def train_stage(
         self, batches: RowBatches, stage: int, m: int, stages: int, reporter: Reporter
-    ) -> tuple[Bool[Tensor, "V m"], dict[str, Any]]:
+    ) -> tuple[shapes.Bits, dict[str, Any]]:
         """Train one binary autoencoder to just short of saturation; returns its bits and a report."""
         residual = batches.table - batches.reconstruction
         scale = max(float(residual.std()), 1e-12)

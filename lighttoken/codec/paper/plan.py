@@ -4,11 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lighttoken.codec.bound import reverse_water_filling
 from lighttoken.codec.interface import Budget
+from lighttoken.codec.shapes import Spectrum
 from lighttoken.errors import LighttokenError
 
 # The worth of a bit of a linear +-1 code: on white Gaussian rows, 1 bit per dimension reaches the distortion that the
@@ -32,7 +30,7 @@ class Plan:
 
 
 def plan_budget(
-    spectrum: Float[Tensor, " d"],
+    spectrum: Spectrum,
     budget: Budget,
     measure: Callable[[int, int], int],
     rank: int | None,
@@ -61,7 +59,7 @@ def plan_budget(
     return Plan(k, split_bits(m, stage_bits), predictions[k, m] / max(float(spectrum.sum()), 1e-30))
 
 
-def predict_error(spectrum: Float[Tensor, " d"], rank: int, m: int, coefficient_precision: str) -> float:
+def predict_error(spectrum: Spectrum, rank: int, m: int, coefficient_precision: str) -> float:
     """Squared error per row after a rank-k part and m code bits.
 
     Reverse water-filling of the residual's spectrum, at the bits that an ideal code needs for what a linear +-1 code
