@@ -124,20 +124,38 @@ class CompressedTable:
         """V * d * 4 bytes over `nbytes`."""
         return self.shape[0] * self.shape[1] * 4 / self.nbytes
 
-    @cached_property
-    def _files(self) -> dict[str, bytes]:
-        tensors = serialize_safetensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
-        metadata = {
+    def describe(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain JSON values, for the artifact and for a checkpoint's config."""
+        return {
             "format_version": FORMAT_VERSION,
             "codec": self.codec,
             "form": self.form.describe(),
-            "vocab_size": self.shape[0],
-            "dim": self.shape[1],
+            "shape": list(self.shape),
             "source_sha256": self.source_sha256,
             "settings": self.settings,
             "summary": self.summary,
             "versions": self.versions,
         }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], tensors: dict[str, Tensor]) -> "CompressedTable":
+        """Undo `describe`, of format 4 too. Raises one of `DAMAGES` for what is no description."""
+        described = _upgrade(description, tensors)
+        return cls(
+            codec=str(described["codec"]),
+            form=make_form(described["form"]),
+            shape=(int(described["shape"][0]), int(described["shape"][1])),
+            tensors=tensors,
+            source_sha256=described["source_sha256"],
+            settings=dict(described["settings"]),
+            summary=dict(described["summary"]),
+            versions=dict(described["versions"]),
+        )
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        tensors = serialize_safetensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
+        metadata = self.describe()
         metadata["sha256"] = _digest(tensors, metadata)
         return {TENSORS_FILE: tensors, METADATA_FILE: _json_bytes(metadata)}
 
@@ -168,18 +186,7 @@ def load_table(directory: str | Path) -> CompressedTable:
                 f"{tensors_path} or {metadata_path} is damaged: the files do not have the hash that the JSON names; "
                 "make it again"
             )
-        tensors = parse_safetensors(content)
-        metadata = upgrade_description(metadata, tensors)
-        compressed = CompressedTable(
-            codec=str(metadata["codec"]),
-            form=make_form(metadata["form"]),
-            shape=(int(metadata["vocab_size"]), int(metadata["dim"])),
-            tensors=tensors,
-            source_sha256=metadata["source_sha256"],
-            settings=dict(metadata["settings"]),
-            summary=dict(metadata["summary"]),
-            versions=dict(metadata["versions"]),
-        )
+        compressed = CompressedTable.from_description(metadata, parse_safetensors(content))
         compressed.check()
     except LighttokenError:
         raise
@@ -201,11 +208,13 @@ def check_version(where: str, version: int) -> None:
         )
 
 
-def upgrade_description(description: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """The description of an artifact or a checkpoint as format 5 has it: format 4 did not name the form."""
+def _upgrade(description: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """A description as format 5 has it: format 4 did not name the form."""
     upgraded = dict(description)
     if upgraded["format_version"] == 4:
-        state_bits = int(upgraded.pop("state_bits"))
+        state_bits = int(upgraded["state_bits"])
+        if "shape" not in upgraded:  # checkpoints had it
+            upgraded["shape"] = upgraded["vocab_size"], upgraded["dim"]
         forms = {"codebooks": "codebooks", "levels": "levels", "core1": "cores"}
         name = next((form for tensor, form in forms.items() if tensor in tensors), "bits")
         upgraded["form"] = {"name": "trellis", "state_bits": state_bits} if state_bits else {"name": name}

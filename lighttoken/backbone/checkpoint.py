@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,14 +21,14 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lighttoken.artifact.forms import make_form
-from lighttoken.artifact.table import DAMAGES, FORMAT_VERSION, CompressedTable, check_version, upgrade_description
+from lighttoken.artifact.table import DAMAGES, CompressedTable, check_version
 from lighttoken.backbone.embedding import CompressedEmbedding, Tie
 from lighttoken.backbone.replace import replace_embedding
 from lighttoken.backbone.storage import buffer_name
 from lighttoken.errors import LighttokenError
 
 METHOD = "lighttoken"
+REQUIRED = {"codec", "shape", "source_sha256", "settings", "summary", "versions", "tie", "tensors", "sha256"}
 
 
 @register_quantization_config(METHOD)
@@ -38,15 +38,7 @@ class LighttokenConfig(QuantizationConfigMixin):
     `sha256` is the hash of the description and of the tensors' content.
     """
 
-    format_version: int
-    codec: str
-    form: dict[str, Any]
-    shape: list[int]
     tie: Tie
-    source_sha256: str
-    settings: dict[str, Any]
-    summary: dict[str, Any]
-    versions: dict[str, str]
     tensors: dict[str, tuple[str, list[int]]]  # type and shape
     sha256: str
 
@@ -58,21 +50,9 @@ class LighttokenConfig(QuantizationConfigMixin):
     @classmethod
     def of(cls, compressed: CompressedTable, tie: Tie) -> "LighttokenConfig":
         """The config of a compressed table."""
-        config = cls(
-            format_version=FORMAT_VERSION,
-            codec=compressed.codec,
-            form=compressed.form.describe(),
-            shape=list(compressed.shape),
-            tie=tie,
-            source_sha256=compressed.source_sha256,
-            settings=compressed.settings,
-            summary=compressed.summary,
-            versions=compressed.versions,
-            tensors={
-                name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-                for name, tensor in compressed.tensors.items()
-            },
-        )
+        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in compressed.tensors.items()}
+        tensors = {name: [types[name], list(tensor.shape)] for name, tensor in compressed.tensors.items()}
+        config = cls(**compressed.describe(), tie=tie, tensors=tensors)
         config.sha256 = config.digest(compressed.tensors)
         return config
 
@@ -81,26 +61,17 @@ class LighttokenConfig(QuantizationConfigMixin):
 
         Raises LighttokenError for another format version, or if a part of the description is missing.
         """
-        described = vars(self)
-        check_version("the checkpoint's table", described.get("format_version", 0))
-        description = upgrade_description(described, described.get("tensors", ()))
-        if missing := sorted(set(get_type_hints(LighttokenConfig)) - description.keys() - {"quant_method"}):
+        description = vars(self)
+        check_version("the checkpoint's table", description.get("format_version", 0))
+        if missing := sorted(REQUIRED - description.keys()):
             raise LighttokenError(
                 f"quantization_config in config.json lacks {', '.join(missing)}; make the checkpoint again"
             )
-        return CompressedTable(
-            codec=self.codec,
-            form=make_form(description["form"]),
-            shape=(self.shape[0], self.shape[1]),
-            tensors={
-                name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-                for name, (dtype, shape) in self.tensors.items()
-            },
-            source_sha256=self.source_sha256,
-            settings=self.settings,
-            summary=self.summary,
-            versions=self.versions,
-        )
+        tensors = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            for name, (dtype, shape) in self.tensors.items()
+        }
+        return CompressedTable.from_description(description, tensors)
 
     def digest(self, tensors: dict[str, Tensor]) -> str:
         """SHA-256, in hex, of the description, as transformers writes config.json, and of the tensors' content."""
