@@ -113,19 +113,22 @@ def compose() -> Callable:
     """Composes a config as a command does, without running it."""
 
     def call(*overrides: str, name: str = "train"):
-        from hydra import compose, initialize_config_dir
+        import hydra
         from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
+        from omegaconf import OmegaConf, open_dict
 
         from lighttoken.config.schema import config_dir, register
 
         register()
-        with initialize_config_dir(config_dir(), version_base="1.3"):
-            config = compose(name, list(overrides), return_hydra_config=True)
+        with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+            config = hydra.compose(name, list(overrides), return_hydra_config=True)
         OmegaConf.set_readonly(config.hydra, False)
         config.hydra.runtime.output_dir = "run"
         HydraConfig.instance().set_config(config)
-        return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        config = copy.deepcopy(config)  # which keeps the type of the schema
+        with open_dict(config):
+            del config["hydra"]
+        return config
 
     return call
 
