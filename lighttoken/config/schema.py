@@ -85,7 +85,7 @@ def load_backbone(source: str) -> "Backbone":
         with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
             return hydra.utils.instantiate(hydra.compose("compress", [f"model={source}"]).model)
     if not Path(source, "config.json").is_file():
-        raise LighttokenError(f"--verify {source} is no checkpoint: give its folder, or one of {', '.join(names)}")
+        raise LighttokenError(f"{source} is no checkpoint; give the folder of one, or a name: {', '.join(names)}")
     return Backbone(source, path=source)
 
 

@@ -176,7 +176,7 @@ def test_inspect_says_what_it_cannot_read(command, compress, checkpoint, tmp_pat
     assert err == f"error: {checkpoint()} has no compressed table; compress it with lighttoken.compress\n"
     code, out, err = command("show", str(checkpoint()), "--verify", "nowhere")
     assert (code, out) == (2, "")
-    assert "--verify nowhere is no checkpoint: give its folder, or one of bert_base, " in err
+    assert "nowhere is no checkpoint; give the folder of one, or a name: bert_base, " in err
     compress()
     path = Path("packed/model.safetensors")
     path.write_bytes(path.read_bytes()[:-50])

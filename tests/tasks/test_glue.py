@@ -10,7 +10,6 @@ from hydra.utils import instantiate
 from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 from lighttoken import LighttokenError
-from lighttoken.run.average import glue_average, task_score
 from lighttoken.tasks.glue import MatthewsCorrCoef
 from tests.conftest import WORDS
 from tests.tasks.conftest import read_record
@@ -232,34 +231,3 @@ def test_glue_all_runs_the_nine_tasks_and_writes_their_average(train, tmp_path):
     assert row["tasks"].keys() == set(TEXTS)
     assert row["average"] == pytest.approx(sum(row["tasks"].values()) / 9, nan_ok=True)
     assert "average of 9" in out
-
-
-def test_a_task_with_two_scores_counts_with_their_mean():
-    metrics = {"val/accuracy": 0.8, "val/f1": 0.9, "val/loss": 3.0, "val_mm/accuracy": 0.4, "dev/accuracy": 0.1}
-    assert task_score(metrics) == pytest.approx(0.7)
-
-
-def test_an_average_is_of_one_model_and_one_setting():
-    def job(task: str, score: float, *overrides: str, model: str = "a", codec: str = "svd") -> tuple[list[str], dict]:
-        record = {"model": model, "task": task, "codec": codec, "ratio_asked": 25.0, "seed": 0, "status": "done"}
-        # The learning rate comes from the recipe of the task; it is no setting of the sweep.
-        config = {"finetune": {"learning_rate": 2e-5 if task == "rte" else 1e-5}}
-        return [f"task={task}", *overrides], record | {"config": config, "metrics": {"val/accuracy": score}}
-
-    rows = glue_average(
-        [
-            job("sst2", 0.9, "trainer.max_epochs=1"),
-            job("rte", 0.6, "trainer.max_epochs=1"),
-            job("sst2", 0.7, "trainer.max_epochs=1", "model=b", model="b"),
-            job("rte", 0.1, "trainer.max_epochs=2"),
-            job("sst2", 0.8, "codec=none", "ratio=25", codec="none"),
-            job("rte", 0.4, "codec=none", "ratio=50", codec="none"),
-        ]
-    )
-    assert [(row["overrides"], row["tasks"]) for row in rows] == [
-        (["trainer.max_epochs=1"], {"sst2": 0.9, "rte": 0.6}),
-        (["trainer.max_epochs=1", "model=b"], {"sst2": 0.7}),
-        (["trainer.max_epochs=2"], {"rte": 0.1}),
-        (["codec=none"], {"sst2": 0.8, "rte": 0.4}),
-    ]
-    assert rows[0]["average"] == pytest.approx(0.75)
