@@ -22,7 +22,7 @@ def show(folder: Path, source: Backbone | None = None) -> bool:
     compressed = read_checkpoint(folder) if is_checkpoint else load_table(folder)
     vocab_size, dim = compressed.shape
     rows = [
-        ("codec", compressed.codec),
+        ("codec", f"{compressed.codec}, form {compressed.form.name}"),
         ("table", f"{vocab_size} x {dim}, {size(4 * vocab_size * dim)} -> {size(compressed.nbytes)}"),
         ("ratio", f"{compressed.ratio:.2f}"),
         ("source table", f"SHA-256 {compressed.source_sha256}"),
