@@ -1,4 +1,4 @@
-"""What the weights around the token embedding are stored in."""
+"""The precision of the model weights around the token embedding."""
 
 import importlib.util
 from typing import Literal, get_args
@@ -38,10 +38,11 @@ def reduce_precision(model: nn.Module, precision: BackbonePrecision) -> None:
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of all that a checkpoint of the model holds; of a quantized weight, of all its parts."""
-    state = {name: each for name, each in model.state_dict(keep_vars=True).items() if ".trained." not in name}
+    """Bytes of all tensors in a checkpoint of the model; a quantized weight counts with all its parts."""
+    state = model.state_dict(keep_vars=True).items()
+    tensors = {id(tensor): tensor for name, tensor in state if ".trained." not in name}  # a tied tensor counts once
     total = 0
-    for tensor in {id(each): each for each in state.values()}.values():  # what is tied counts once
+    for tensor in tensors.values():
         parts = [tensor]
         if is_traceable_wrapper_subclass(tensor):
             parts = [getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]]

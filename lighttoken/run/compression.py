@@ -1,6 +1,5 @@
 """The compress command: the table of a backbone as an artifact, or as a checkpoint of the whole model."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,40 @@ from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.screen import print_plan, print_rows, size
 
-log = logging.getLogger(__name__)
-
 
 def compress(config: DictConfig) -> CompressedTable:
     """Compress the table of a backbone and write the artifact, or a checkpoint of the model with it in."""
     quiet_libraries(config.progress)
-    backbone: Backbone = instantiate(config.model)
-    codec: Codec = instantiate(config.codec)
     output = Path(config.output)
     make_directory(output)
+    # 1. The table, and how much its errors cost.
+    backbone: Backbone = instantiate(config.model)
+    codec: Codec = instantiate(config.codec)
     table = backbone.table()
     importance = measure_importance(backbone, codec, len(table), config.seed, config.progress)
+    # 2. The compressed table of a ratio, or of a quality.
     settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}
     if config.quality is None:
-        asked, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
+        goal, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
     else:
-        asked = f"{config.measure} {config.quality:g}"
+        goal = f"{config.measure} {config.quality:g}"
         compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
+    # 3. The files.
     rows = [("model", backbone.label)]
     if config.checkpoint:
-        for file in (METADATA_FILE, TENSORS_FILE):  # of an artifact that was there: `inspect` would tell of it
+        for file in (METADATA_FILE, TENSORS_FILE):  # an artifact in this folder is not the table of the checkpoint
             (output / file).unlink(missing_ok=True)
         before, after = backbone.save_checkpoint(compressed, output, config.tie)
         rows.append(("weights", f"{size(before)} -> {size(after)}"))
     else:
         compressed.save(output)
+    # 4. What the screen shows.
     rows += [
         ("ratio", f"{compressed.ratio:.2f}"),
-        ("table", f"{size(compressed.shape[0] * compressed.shape[1] * 4)} -> {size(compressed.nbytes)}"),
+        ("table", f"{size(4 * table.numel())} -> {size(compressed.nbytes)}"),
         *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
         ("checkpoint" if config.checkpoint else "artifact", str(output)),
     ]
-    print_rows(f"{codec.name}, asked for {asked}", rows)
+    print_rows(f"{codec.name} for {goal}", rows)
     print_plan(compressed)
     return compressed

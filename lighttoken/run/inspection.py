@@ -71,6 +71,8 @@ def verify(compressed: CompressedTable, source: Backbone) -> bool:
     for name in ("nmse", "cosine"):
         expected = compressed.summary.get(name)
         same &= expected is not None and abs(errors[name] - expected) < 1e-4
-        rows.append((name, f"{errors[name]:.6g} (told: {'nothing' if expected is None else f'{expected:.6g}'})"))
+        rows.append(
+            (name, f"{errors[name]:.6g} (in the summary: {'nothing' if expected is None else f'{expected:.6g}'})")
+        )
     print_rows(f"against {source.name}", rows)
     return same

@@ -1,4 +1,4 @@
-"""Checkpoints that `lighttoken.compress checkpoint=true` writes, and `lighttoken.inspect`."""
+"""Checkpoints that `lighttoken.compress checkpoint=true` writes, and `lighttoken.show`."""
 
 import json
 from dataclasses import replace
@@ -123,7 +123,7 @@ def test_a_checkpoint_in_the_place_of_an_artifact_leaves_nothing_of_it(command, 
     assert "tied output head" in command("show", "packed")[1]
 
 
-def test_inspect_tells_what_is_in_an_artifact_and_in_a_checkpoint(command, compress, checkpoint):
+def test_show_tells_what_is_in_an_artifact_and_in_a_checkpoint(command, compress, checkpoint):
     compress()
     arguments = [f"model.path={checkpoint()}", *QUICK]
     assert command("compress", *arguments, "output=table")[0] == 0
@@ -137,7 +137,7 @@ def test_inspect_tells_what_is_in_an_artifact_and_in_a_checkpoint(command, compr
     assert f"{ratio:.2f}" in out
 
 
-def test_inspect_finds_a_table_that_is_not_the_sources(command, compress, make_model, tmp_path):
+def test_show_finds_a_table_that_is_not_the_sources(command, compress, make_model, tmp_path):
     compress()
     make_model().save_pretrained(tmp_path / "other")  # drawn anew
     code, out, _ = command("show", "packed", "--verify", str(tmp_path / "other"))
@@ -145,7 +145,7 @@ def test_inspect_finds_a_table_that_is_not_the_sources(command, compress, make_m
     assert "no, its hash is another" in out
 
 
-def test_inspect_finds_codes_that_do_not_decode_to_what_was_told(command, compress, checkpoint):
+def test_show_finds_codes_that_are_not_those_that_were_saved(command, compress, checkpoint):
     compress()
     tensors = load_file("packed/model.safetensors")
     (codes,) = (name for name in tensors if name.endswith("word_embeddings.weight"))
@@ -156,18 +156,20 @@ def test_inspect_finds_codes_that_do_not_decode_to_what_was_told(command, compre
     assert "the checkpoint's compressed table is damaged: it does not have the hash that config.json names" in err
 
 
-@pytest.mark.parametrize(("told", "seen"), [({"nmse": 0.123}, "(told: 0.123)"), ({}, "(told: nothing)")])
-def test_inspect_finds_errors_that_are_not_those_that_were_told(command, checkpoint, told, seen):
+@pytest.mark.parametrize(
+    ("errors", "shown"), [({"nmse": 0.123}, "(in the summary: 0.123)"), ({}, "(in the summary: nothing)")]
+)
+def test_show_finds_errors_that_are_not_those_of_the_summary(command, checkpoint, errors, shown):
     assert command("compress", f"model.path={checkpoint()}", *QUICK, "output=table")[0] == 0
     table = load_table("table")
     others = {name: value for name, value in table.summary.items() if name != "nmse"}
-    replace(table, summary=others | told).save("table")
+    replace(table, summary=others | errors).save("table")
     code, out, _ = command("show", "table", "--verify", str(checkpoint()))
     assert code == 1
-    assert seen in out
+    assert shown in out
 
 
-def test_inspect_says_what_it_cannot_read(command, compress, checkpoint, tmp_path):
+def test_show_says_what_it_cannot_read(command, compress, checkpoint, tmp_path):
     code, _, err = command("show", str(tmp_path / "nothing"))
     assert code == 2
     assert "no artifact at" in err
@@ -205,10 +207,10 @@ def test_transformers_trainer_fine_tunes_it_and_goes_back_to_the_best_epoch(make
     embedding = model.get_input_embeddings()
     set_trainable(embedding, "decoder+factors")
     rows = [{"input_ids": torch.randint(200, (6,)), "labels": i % 2} for i in range(16)]
-    told = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 0.05}
-    told |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "report_to": [], "use_cpu": True}
+    settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 0.05}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "report_to": [], "use_cpu": True}
     trainer = Trainer(
-        model, TrainingArguments(str(tmp_path / "out"), **told), train_dataset=rows, eval_dataset=rows[:4]
+        model, TrainingArguments(str(tmp_path / "out"), **settings), train_dataset=rows, eval_dataset=rows[:4]
     )
     last = []
     trainer.add_callback(Watch(lambda: last.append(embedding(torch.arange(200)).detach())))
@@ -217,7 +219,7 @@ def test_transformers_trainer_fine_tunes_it_and_goes_back_to_the_best_epoch(make
     best = AutoModelForSequenceClassification.from_pretrained(trainer.state.best_model_checkpoint)
     ids = torch.arange(200)
     torch.testing.assert_close(embedding(ids), best.get_input_embeddings()(ids))
-    assert len({float(each.sum()) for each in last}) == 3  # the epochs differ, so that the right one was found
+    assert len({float(rows.sum()) for rows in last}) == 3  # the epochs differ, so that the right one was found
 
 
 class Watch(TrainerCallback):
