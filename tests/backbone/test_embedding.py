@@ -259,7 +259,10 @@ def test_it_trains_in_several_processes(coded, trellis, tmp_path):
     model = Sum(CompressedEmbedding(coded), CompressedEmbedding(trellis))
     for embedding in model.embeddings:
         set_trainable(embedding, "decoder")
-    torch.multiprocessing.spawn(run_distributed, (model, str(tmp_path)), nprocs=2)
+    arguments = (model, str(tmp_path))
+    processes = torch.multiprocessing.spawn(run_distributed, arguments, nprocs=2, join=False, daemon=True)
+    ended = [processes.join(timeout=120) for _ in range(2)]  # the first process, then both
+    assert ended[-1], "the processes wait for each other"
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert len(first) == len(list(model.parameters()))
     for one, other in zip(first, second, strict=True):
