@@ -2,4 +2,4 @@
 
 
 class LighttokenError(ValueError):
-    """Something the user asked for cannot be done; the message names the values at odds and the cure, in one line."""
+    """The user's input cannot work; the message names the values that contradict each other and the cure, in one line."""

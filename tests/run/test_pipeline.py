@@ -319,7 +319,7 @@ def test_compress_to_a_quality_shows_the_plan(command, checkpoint):
     assert code == 0, err
     assert load_table("table").summary["nmse"] <= 0.4
     for words in (
-        "asked for nmse 0.4",
+        "lighttoken for nmse 0.4",
         "tiers of rows",
         "share of the bits",
         "bytes by part",
