@@ -2,4 +2,4 @@
 
 
 class LighttokenError(ValueError):
-    """The user's input cannot work; the message names the values that contradict each other and the cure, in one line."""
+    """The user's input cannot work. The message names the contradicting values and the cure, in one line."""
