@@ -15,10 +15,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from lighttoken.run.average import task_score
-from lighttoken.run.records import Record
+from lighttoken.run.records import NOT_ASKED, Record
 
 DATA_DIR = "WANDB_DATA_DIR"
-HIDDEN = ("logger", "output_dir", "progress", "resume", "skip_done")  # keys that make no difference to a result
 
 
 @contextmanager
@@ -117,8 +116,8 @@ def flatten(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{path}{key}/") if path or key not in HIDDEN else {}
-        elif not key.startswith("_") and (path or key not in HIDDEN):
+            flat |= flatten(value, f"{path}{key}/") if path or key not in NOT_ASKED else {}
+        elif not key.startswith("_") and (path or key not in NOT_ASKED):
             flat[path + key] = value
     return flat
 
