@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -103,20 +104,22 @@ def check_command(name, arguments, request):
         code, _, message = request.getfixturevalue("command")(name, *arguments)
         assert code == 0, message
         return
-    overrides, sweep = first_values([word for word in arguments if word != "-m"])
-    check(request.getfixturevalue("compose")(*overrides, name=name))
-    if sweep:
+    jobs = jobs_with_every_value([word for word in arguments if word != "-m"])
+    for overrides in jobs:
+        check(request.getfixturevalue("compose")(*overrides, name=name))
+    if len(jobs) > 1:
         assert "-m" in arguments or HydraConfig.get().mode == RunMode.MULTIRUN, "a list of values needs -m"
 
 
-def first_values(arguments: list[str]) -> tuple[list[str], bool]:
-    """The overrides of a sweep's first job, and whether there is a list of values at all."""
-    overrides = [OverridesParser.create().parse_override(argument) for argument in arguments]
-    sweeps = [override.is_sweep_override() for override in overrides]
-    return [
-        f"{override.get_key_element()}={next(override.sweep_string_iterator())}" if sweep else argument
-        for argument, override, sweep in zip(arguments, overrides, sweeps, strict=True)
-    ], any(sweeps)
+def jobs_with_every_value(arguments: list[str]) -> list[list[str]]:
+    """The overrides of a few jobs of a sweep in which every value occurs; one job without a list of values."""
+    values = []
+    for argument in arguments:
+        override = OverridesParser.create().parse_override(argument)
+        swept = override.sweep_string_iterator() if override.is_sweep_override() else ()
+        values.append([f"{override.get_key_element()}={value}" for value in swept] or [argument])
+    longest = max(map(len, values), default=1)
+    return [[options[job % len(options)] for options in values] for job in range(longest)]
 
 
 def check_show(arguments, request):
@@ -143,6 +146,12 @@ def check_report(arguments, request):
 @pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
 def test_extras_exist(file):
     assert set(EXTRA.findall(file.read_text())) <= PROJECT["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
+def test_modules_in_the_text_exist(file):
+    for name in re.findall(r"python -m ([\w.]+)", file.read_text()):
+        assert find_spec(name), name
 
 
 @pytest.mark.parametrize("group", ["model", "codec", "codec/prior", "codec/schedule", "task", "recipe"])
