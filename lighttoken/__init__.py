@@ -10,7 +10,7 @@ from lighttoken.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lighttoken.artifact.table import CompressedTable, load_table
-    from lighttoken.backbone.embedding import CompressedEmbedding
+    from lighttoken.backbone.embedding import CompressedEmbedding, set_trainable
     from lighttoken.backbone.swap import swap_embedding
     from lighttoken.codec import compress_table
     from lighttoken.codec.quality import compress_to_quality
@@ -25,6 +25,7 @@ __all__ = [
     "compress_to_quality",
     "load_table",
     "measure_importance",
+    "set_trainable",
     "swap_embedding",
 ]
 
@@ -36,6 +37,7 @@ _HOMES = {
     "compress_to_quality": "lighttoken.codec.quality",
     "load_table": "lighttoken.artifact.table",
     "measure_importance": "lighttoken.run.importance",
+    "set_trainable": "lighttoken.backbone.embedding",
     "swap_embedding": "lighttoken.backbone.swap",
 }
 

@@ -8,8 +8,10 @@ unknown method and draw a random table, stops at their shape instead.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lighttoken.artifact.table import DAMAGES, CompressedTable, check_version
-from lighttoken.backbone.embedding import CompressedEmbedding, Tie
+from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, Tie
 from lighttoken.backbone.replace import replace_embedding
 from lighttoken.backbone.storage import buffer_name
 from lighttoken.errors import LighttokenError
@@ -94,9 +96,16 @@ class LighttokenQuantizer(HfQuantizer):
 
     requires_calibration = True  # a dense checkpoint is compressed by `lighttoken.compress`, not while it is loaded
     quantization_config: LighttokenConfig
+    rest: Mapping[str, Tensor] = MappingProxyType({})  # tensors of the original checkpoint that the model's class lacks
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        replace_embedding(model, self.quantization_config.empty_table(), self.quantization_config.tie)
+        config, compressed = self.quantization_config, self.quantization_config.empty_table()
+        shared = replace_embedding(model, compressed, config.tie)
+        if config.tie == "compressed" and model.get_output_embeddings() is not None and not shared:
+            raise LighttokenError(
+                "the checkpoint's head shares the compressed table, as its tie='compressed' says, and "
+                "tie_word_embeddings=False contradicts it; leave that out, and set it to true in config.json"
+            )
         self._remember(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -124,8 +133,11 @@ class LighttokenQuantizer(HfQuantizer):
         if not embedding.codes.is_meta:
             config = self.quantization_config  # the model's config, written after this, holds it
             config.sha256 = config.digest(embedding.compressed_table().tensors)
+        if isinstance(model.get_output_embeddings(), CompressedHead):
+            model.config.tie_word_embeddings = True  # libraries that compare weights by address take them for two
         state = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{path}.trained.")}
-        return state | {f"{path}.{name}": tensor for name, tensor in embedding.stored_buffers().items()}, {}
+        state |= {f"{path}.{name}": tensor for name, tensor in embedding.stored_buffers().items()}
+        return {**self.rest, **state}, {}
 
     def is_serializable(self) -> bool:
         return True

@@ -67,7 +67,7 @@ class CompressedEmbedding(Storage):
         self.mode = mode
         self.register_buffer("table", None, persistent=False)
         if mode == "materialized":
-            self.table = self.weight
+            self.table = self.weight.detach()
 
     def set_trainable(self, names: tuple[str, ...]) -> None:
         """Train these stored matrices and no others; matrices that were trained before are stored first."""
@@ -87,7 +87,7 @@ class CompressedEmbedding(Storage):
         scale = self.like.new_tensor(self.scale) if self.round_scale else self.scale
         if self.table is not None:
             return nn.functional.embedding(ids, self.table) * scale
-        if torch.compiler.is_compiling():  # the number of unique ids is not known then
+        if is_graph():  # the number of unique ids is not known then
             unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         else:
             unique, positions = ids.unique(return_inverse=True)
@@ -118,7 +118,9 @@ class CompressedEmbedding(Storage):
             def logits(ids: Tensor) -> Tensor:
                 return product(ids).to(self.like.dtype)
 
-            if torch.is_grad_enabled():
+            if is_graph():  # for any number of vectors
+                products = torch.cat([logits(ids) for ids in chunks], 1)
+            elif torch.is_grad_enabled():
                 products = torch.cat([checkpoint(logits, ids, use_reentrant=False) for ids in chunks], 1)
             else:
                 products = torch.empty(len(flat), self.num_embeddings, dtype=self.like.dtype, device=vectors.device)
@@ -126,9 +128,18 @@ class CompressedEmbedding(Storage):
                     part.copy_(logits(ids))
         return products.view(*vectors.shape[:-1], self.num_embeddings)
 
+    def requires_grad_(self, requires_grad: bool = True) -> "CompressedEmbedding":
+        """As of any module, for the matrices in `trained`. Raises LighttokenError if there are none to train."""
+        if requires_grad and not self.trained:  # as PEFT's modules_to_save calls it, which would then train nothing
+            raise LighttokenError(
+                "a compressed embedding trains nothing until lighttoken.set_trainable(embedding, 'decoder') is called; "
+                "call it, or leave the embedding out, for example out of PEFT's modules_to_save"
+            )
+        return super().requires_grad_(requires_grad)  # type: ignore[return-value]
+
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:
         """For each trained matrix, its root mean square over that of the table, at least a thousandth."""
-        table_size = float(self.weight.float().square().mean().sqrt()) or 1.0
+        table_size = float(self.weight.detach().float().square().mean().sqrt()) or 1.0
         sizes = {matrix: float(matrix.detach().square().mean().sqrt()) for matrix in self.trained.values()}
         return {matrix: max(size / table_size, 1e-3) for matrix, size in sizes.items()}
 
@@ -142,15 +153,20 @@ class CompressedEmbedding(Storage):
         return {buffer_name(name): as_integers(name, tensor) for name, tensor in tensors.items()}
 
     @property
-    @torch.no_grad()
     def weight(self) -> Float[Tensor, "V d"]:
-        """The whole table, unscaled, decoded on each access; for code that asks an embedding for its weight."""
+        """The whole table, unscaled, decoded on each access; for code that asks an embedding for its weight.
+
+        It has a gradient if the embedding is trained.
+        """
         if not self._prepared:  # while a model is loaded
             return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.like.dtype, device="meta")
+        ids = torch.arange(self.num_embeddings, device=self.codes.device).split(ROWS_PER_CHUNK)
+        if self.trained and torch.is_grad_enabled():
+            return torch.cat([self._rows(part) for part in ids])
         rows = torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.like.dtype, device=self.codes.device)
-        ids = torch.arange(self.num_embeddings, device=self.codes.device)
-        for part, part_ids in zip(rows.split(ROWS_PER_CHUNK), ids.split(ROWS_PER_CHUNK), strict=True):
-            part.copy_(self._rows(part_ids))
+        with torch.no_grad():
+            for part, part_ids in zip(rows.split(ROWS_PER_CHUNK), ids, strict=True):
+                part.copy_(self._rows(part_ids))
         return rows
 
     @property
@@ -208,9 +224,8 @@ class CompressedHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """A tensor (V, d) with the shape and precision of the absent weight; reading its numbers fails."""
-        shape = self.embedding.num_embeddings, self.embedding.embedding_dim
-        return torch.empty(shape, dtype=self.embedding.like.dtype, device="meta")
+        """The whole table, decoded on each access; for heads that compute with the weight itself, as MobileBERT's."""
+        return self.embedding.weight
 
     def forward(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Logits over the vocabulary."""
@@ -233,6 +248,11 @@ def set_trainable(embedding: nn.Module, trainable: Trainable | str) -> None:
     form = embedding.description.form
     names = {"frozen": (), "decoder": form.shared, "decoder+factors": form.shared + form.factors}
     embedding.set_trainable(names[trainable])
+
+
+def is_graph() -> bool:
+    """Whether a graph is being made, in which no size may depend on numbers: torch.compile, export and jit.trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _prepare(module: CompressedEmbedding, _: object) -> None:  # not a lambda: a model can then be pickled

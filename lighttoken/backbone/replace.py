@@ -1,5 +1,6 @@
 """Finding the token embedding of a transformers model, and replacing the module by a compressed one."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,8 +12,14 @@ from lighttoken.errors import LighttokenError
 
 
 def find_embedding(model: nn.Module) -> nn.Embedding:
-    """The token embedding of any transformers model. Raises LighttokenError if it is not a dense one."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    """The token embedding of any transformers model. Raises LighttokenError if it has none, or not a dense one."""
+    try:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+    except (NotImplementedError, AttributeError) as error:  # CLIP has two towers, CANINE hashes characters
+        raise LighttokenError(
+            f"{type(model).__name__} names no token embedding; compress the model inside it that has one, as CLIP's "
+            "text model, if any"
+        ) from error
     scaled = hasattr(embedding, "embed_scale")  # as BART's and Gemma's
     if not isinstance(embedding, nn.Embedding) or not (type(embedding) is nn.Embedding or scaled):
         raise LighttokenError(
@@ -54,6 +61,7 @@ def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: 
         for target in _forget_ties(model, old)
     }
     model.set_input_embeddings(new)
+    model.resize_token_embeddings = partial(refuse_resizing, model)  # type: ignore[method-assign]
     for path, module in sharers.items():
         if module is not head:
             model.set_submodule(path, SharedEmbedding(new))
@@ -62,6 +70,20 @@ def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: 
         else:
             head.weight = nn.Parameter(old.weight.detach().clone(), requires_grad=old.weight.requires_grad)
     return head in sharers.values()
+
+
+def refuse_resizing(model: PreTrainedModel, new_num_tokens: int | None = None, *_: Any, **__: Any) -> nn.Module:
+    """Stands in for `resize_token_embeddings` of a swapped model: the table keeps its rows.
+
+    Returns the embedding if the size stays the same. Raises LighttokenError for another size.
+    """
+    embedding: Any = model.get_input_embeddings()
+    if new_num_tokens not in (None, embedding.num_embeddings):
+        raise LighttokenError(
+            f"a compressed table of {embedding.num_embeddings} rows cannot be resized to {new_num_tokens}; add tokens "
+            "and resize the original model before its table is compressed"
+        )
+    return embedding
 
 
 def _forget_ties(model: PreTrainedModel, embedding: nn.Embedding) -> list[str]:

@@ -1,14 +1,13 @@
 """Where a pretrained model comes from: its table, its tokenizer, the model with the head of a task."""
 
 import importlib.util
-import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from torch import Tensor
@@ -23,7 +22,9 @@ from transformers import (
 )
 
 from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.classes import order_classes
 from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_tensors
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
@@ -31,41 +32,41 @@ from lighttoken.errors import LighttokenError
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained model by its source: a directory, else files inside an installed package, else a hub id.
+    """A pretrained model by its source: a directory, else a hub id, else files inside an installed package.
 
-    `package` reads `module/folder`; `pip` is the line that installs it. Only one of `package` and `hub_id` is set.
+    `package` reads `module/folder`; `pip` is the line that installs it.
     """
 
     name: str
     path: str | None = None
+    hub_id: str | None = None
     package: str | None = None
     pip: str | None = None
-    hub_id: str | None = None
     revision: str | None = None
 
     @property
     def label(self) -> str:
-        """The name in records and tables: that of the directory when `path` is set."""
-        return Path(self.path).resolve().name if self.path else self.name
+        """The name in records and tables: that of the directory or of the hub's checkpoint, where one is set."""
+        return Path(self.path).resolve().name if self.path else (self.hub_id or self.name).rpartition("/")[2]
 
     def source(self) -> str:
         """The argument of `from_pretrained`. Raises LighttokenError if the directory or the package is not there."""
         if self.path:
             if not (Path(self.path) / "config.json").is_file():
                 raise LighttokenError(
-                    f"model.path={self.path} is not a transformers checkpoint: no config.json there; "
-                    "give the directory that save_pretrained wrote"
+                    f"model.path={self.path} is not a transformers checkpoint: no config.json there; give the directory "
+                    "that save_pretrained wrote, or model.hub_id=ID for a checkpoint of the hub"
                 )
             return self.path
+        if self.hub_id:
+            return self.hub_id
         if self.package:
             module, _, folder = self.package.partition("/")
             spec = importlib.util.find_spec(module)
             if spec is None or spec.origin is None:
                 raise LighttokenError(f"model={self.name} needs the package {module}; run {self.pip}")
             return str(Path(spec.origin).parent / folder)
-        if self.hub_id is None:
-            raise LighttokenError(f"model={self.name} has no source; set model.path=DIR to a checkpoint on disk")
-        return self.hub_id
+        raise LighttokenError(f"model={self.name} has no source; set model.path=DIR to a checkpoint on disk")
 
     def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
         """The model's own tokenizer. Raises LighttokenError if the table has no row for some of its ids.
@@ -89,78 +90,93 @@ class Backbone:
 
     def table(self) -> Tensor:
         """The input embedding matrix (V, d), float32."""
-        return find_embedding(self._load_weights(AutoModel)).weight.detach()
+        return find_embedding(self._load_weights(AutoModel)[0]).weight.detach()
 
     def encoder(self) -> PreTrainedModel:
         """The model without a head, in float32; of an encoder-decoder, the encoder."""
-        model = self._load_weights(AutoModel)
+        model, _ = self._load_weights(AutoModel)
         return model.get_encoder() if model.config.is_encoder_decoder else model
 
-    def classifier(self, num_labels: int) -> PreTrainedModel:
+    def classifier(self, num_labels: int, class_names: Sequence[str] | None = None) -> PreTrainedModel:
         """The model in float32 with a sentence-classification head: for one label, that of a regression.
 
-        A head of this size in the checkpoint is kept; else the head is new, drawn from torch's random state.
+        A head of this size in the checkpoint is kept, its classes in the order of `class_names`, which are written to
+        the model's config; else the head is new, drawn from torch's random state. Raises LighttokenError if the
+        checkpoint's classes have other names.
         """
         problem = "regression" if num_labels == 1 else "single_label_classification"
         settings: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "ignore_mismatched_sizes": True}
-        if getattr(self._load(AutoConfig), "pad_token_id", 0) is None:
+        config = self._load(AutoConfig)
+        if class_names:
+            settings["id2label"] = dict(enumerate(class_names))
+            settings["label2id"] = {name: i for i, name in enumerate(class_names)}
+        if getattr(config, "pad_token_id", 0) is None:
             # Decoders are often trained without one; their classifiers need it to find the last token of a sentence.
             settings["pad_token_id"] = self.tokenizer().pad_token_id
-        return self._load_weights(AutoModelForSequenceClassification, **settings)
+        model, report = self._load_weights(AutoModelForSequenceClassification, **settings)
+        if class_names:
+            order_classes(model, config.id2label, class_names, report.new, self.label)
+        return model
 
     def reader(self) -> PreTrainedModel:
         """The model in float32 with a head that points at spans, kept or new as that of `classifier`."""
-        return self._load_weights(AutoModelForQuestionAnswering)
+        return self._load_weights(AutoModelForQuestionAnswering)[0]
 
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
-        """Write the model with the compressed table, and its tokenizer; heads and precision stay the same.
+        """Write the model with the compressed table, and all other files of its checkpoint.
 
-        A sentence-transformers folder stays one. Returns the bytes of the weights before and after.
+        Heads and precision stay the same. Weights that the model's class does not have, as the pooler of a BERT that
+        is saved as a masked language model, are written as they are. Returns the bytes of the weights before and after.
         """
-        (name,) = self._load(AutoConfig).architectures or ["AutoModel"]
-        if not hasattr(transformers, name):
+        names = self._load(AutoConfig).architectures or ["AutoModel"]
+        if not hasattr(transformers, names[0]):
             raise LighttokenError(
-                f"transformers has no {name}, which model={self.label} says it is; correct config.json"
+                f"transformers has no {names[0]}, which model={self.label} says it is; correct config.json"
             )
-        model = self._load_weights(getattr(transformers, name), dtype="auto")
-        before = model.get_memory_footprint(return_buffers=False)
+        model, report = self._load_weights(getattr(transformers, names[0]), dtype="auto")
+        source = self._folder()
+        rest = read_tensors(source, report.unused)
+        before = model.get_memory_footprint(return_buffers=False) + sum(tensor.nbytes for tensor in rest.values())
         swap_embedding(model, compressed, tie)
-        source = Path(self.source())
-        if (source / "modules.json").is_file():
-            for file in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md"):
-                if (source / file).is_file():
-                    shutil.copy(source / file, directory)
-            for module in json.loads((source / "modules.json").read_text()):
-                if not (source / module["path"]).resolve().is_relative_to(source.resolve()):
-                    raise LighttokenError(
-                        f"{source / 'modules.json'} names {module['path']!r}, which is outside its folder; "
-                        "use a checkpoint that you trust"
-                    )
-                if module["path"] and (source / module["path"]).is_dir():
-                    shutil.copytree(source / module["path"], directory / module["path"], dirs_exist_ok=True)
+        model.hf_quantizer.rest = rest  # type: ignore[attr-defined]
+        copy_rest(source, directory)
         model.save_pretrained(directory)
         self._load(AutoTokenizer).save_pretrained(directory)
         return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
-    def _load_weights(self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any) -> PreTrainedModel:
+    def _folder(self) -> Path:
+        """The folder of the checkpoint's files; of a checkpoint of the hub, all but weights are downloaded first."""
+        source = self.source()
+        if source != self.hub_id:
+            return Path(source)
+        kwargs = {"revision": self.revision or "main", "ignore_patterns": [f"*{suffix}" for suffix in WEIGHTS]}
+        return Path(self._call(huggingface_hub.snapshot_download, source, **kwargs))
+
+    def _load_weights(
+        self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any
+    ) -> tuple[PreTrainedModel, "LoadReport"]:
         """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
         with no_load_report():  # it lists new heads too
             model, report = self._load(auto_class, dtype=dtype, output_loading_info=True, **kwargs)
         prefix = "" if model.base_model is model else model.base_model_prefix
         base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
-        not_loaded = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-        missing = sorted(key for key in not_loaded if key in base and "pooler" not in key)
+        new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        missing = sorted(key for key in new if key in base and "pooler" not in key)
         if missing:
             raise LighttokenError(
                 f"the checkpoint of model={self.label} lacks {len(missing)} weights of {type(model).__name__}, "
                 f"the first {missing[0]}; save it with save_pretrained"
             )
-        return model
+        return model, LoadReport(new, set(report["unexpected_keys"]))
 
     def _load(self, auto_class: Any, **kwargs: Any) -> Any:
-        source = self.source()
+        # Without trust_remote_code, transformers would ask a question on the terminal, and wait.
+        settings = {"revision": self.revision or "main", "trust_remote_code": False}
+        return self._call(auto_class.from_pretrained, self.source(), **settings, **kwargs)
+
+    def _call(self, load: Callable[..., Any], source: str, **kwargs: Any) -> Any:
         try:
-            return auto_class.from_pretrained(source, revision=self.revision or "main", **kwargs)
+            return load(source, **kwargs)
         except Exception as error:  # a foreign or broken checkpoint can fail anywhere in transformers, with any type
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             cure = (
@@ -171,6 +187,14 @@ class Backbone:
             if "tiktoken" in reason or "sentencepiece" in reason:
                 cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names of parameters: those of the model that were not in the checkpoint, and the other way round."""
+
+    new: set[str]
+    unused: set[str]
 
 
 @contextmanager

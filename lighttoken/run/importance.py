@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lighttoken.backbone.replace import find_embedding
 from lighttoken.codec.error_metric import backbone_metric
 from lighttoken.codec.interface import Codec, Importance, MetricCodec, WeightedCodec, resolve_device
 from lighttoken.codec.prior import Uniform, special_tokens
+from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
     from lighttoken.backbone.source import Backbone
@@ -31,10 +33,17 @@ def measure_importance(
     error_metric = None
     if isinstance(codec, MetricCodec) and codec.error_metric == "backbone":
         encoder = backbone.encoder()
+        try:
+            embedding = find_embedding(encoder)
+        except LighttokenError as error:  # as FSMT's encoder
+            raise LighttokenError(
+                f"{type(encoder).__name__} names no token embedding to measure the error metric at; set "
+                "codec.error_metric=euclidean"
+            ) from error
         torch.nn.Module.to(encoder, resolve_device(codec.device))
         error_metric = backbone_metric(
             encoder,
-            encoder.get_input_embeddings(),
+            embedding,
             frequencies,
             special_tokens(tokenizer),
             sequences=codec.error_metric_sequences,

@@ -145,7 +145,7 @@ def finish_job(job: Job, code: int, reason: str | None = None) -> None:
         if record:
             write_atomically(path, json.dumps(record | {"status": "failed", "error": job.error}, indent=2).encode())
     elif code or record.get("status", "done") != "done":  # without a record, the last line of the console
-        lines = console.read_text().strip().split("\n") if console.is_file() else [""]
+        lines = console.read_text(errors="replace").strip().split("\n") if console.is_file() else [""]
         job.error = record.get("error") or lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
     if job.error:
         job.status, job.error = "failed", reason or job.error

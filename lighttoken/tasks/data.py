@@ -1,11 +1,12 @@
 """What all tasks share: splits, their checks, and batches of rows of similar length."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import datasets
 import lightning as L
 import torch
 from datasets import Dataset, DatasetDict
@@ -46,7 +47,7 @@ class TaskData(L.LightningDataModule):
         """Lengths are in tokens. `metrics` maps the name of a score to a torchmetrics Metric.
 
         `train_rows` is the number of training rows to keep, for shorter runs; they are chosen by a hash of their text.
-        `limit_rows` keeps the first rows of every split, for a quick look. `validation_splits` maps the prefix of the
+        `limit_rows` keeps so many rows of every split, for a quick look. `validation_splits` maps the prefix of the
         logged scores to the name of a split. Raises LighttokenError for a number that is out of range.
         """
         super().__init__()
@@ -114,11 +115,23 @@ class TaskData(L.LightningDataModule):
         return DataLoader(rows, batch_size=batch_size, sampler=sampler, collate_fn=collate)
 
     def fetch(self, read: Callable[[], Any], source: str | Path, cure: str) -> Any:
-        """Call `read`. Raises LighttokenError, with the source and the cure, if a file or the hub cannot be read."""
+        """Call `read`. Raises LighttokenError, with the source and the cure, if a file or the hub cannot be read.
+
+        Also if the cache of the data sets cannot be written.
+        """
         try:
             return read()
         except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            causes = [error, *_causes(error)]
+            cache = Path(datasets.config.HF_DATASETS_CACHE)
+            for cause in causes:
+                if isinstance(cause, OSError) and cause.filename and Path(cause.filename).is_relative_to(cache):
+                    raise LighttokenError(
+                        f"cannot write {cause.filename}, in the cache of data sets: {cause.strerror}; set "
+                        "HF_DATASETS_CACHE=DIR in the environment to a folder that you may write, with space in it"
+                    ) from error
+            # The outermost error of `datasets` only says that one occurred.
+            reason = next((line for line in map(first_line, reversed(causes)) if line), type(error).__name__)
             raise LighttokenError(
                 f"cannot read the rows of task={self.name} from {source}: {reason}; {cure}"
             ) from error
@@ -158,18 +171,39 @@ class TaskData(L.LightningDataModule):
                 )
 
     def _shorten(self, raw: DatasetDict) -> DatasetDict:
-        """Keep `train_rows` of the training rows and `limit_rows` of every split, in their order."""
-        if self.train_rows is not None and self.train_rows < len(raw["train"]):
-            positions = [position(f"rows {text}") for text in self._texts(raw["train"])]
-            first = sorted(range(len(positions)), key=positions.__getitem__)[: self.train_rows]
-            raw["train"] = raw["train"].select(sorted(first))
-        if self.limit_rows is not None:
-            raw = DatasetDict({name: rows.select(range(min(self.limit_rows, len(rows)))) for name, rows in raw.items()})
+        """Keep `train_rows` of the training rows, and `limit_rows` of every split that is trained on or scored.
+
+        They are drawn by a hash of their text, as the first rows of a file may be all of one class, and keep their
+        order. Splits that are only answered keep their first rows: their answers are numbered.
+        """
+        for name, rows in raw.items():
+            drawn = name == "train" or name in self.validation_splits.values()
+            limits = [self.limit_rows, self.train_rows if name == "train" else None]
+            count = min([len(rows), *(limit for limit in limits if limit is not None)])
+            if count < len(rows):
+                raw[name] = rows.select(self._draw(rows, count) if drawn else range(count))
         return raw
+
+    def _draw(self, rows: Dataset, count: int) -> list[int]:
+        """The numbers of `count` rows, chosen by a hash of their text, in their order."""
+        positions = [position(f"rows {text}") for text in self._texts(rows)]
+        return sorted(sorted(range(len(positions)), key=positions.__getitem__)[:count])
 
     def _texts(self, rows: Dataset) -> list[str]:
         """The text columns of every row, joined with a space."""
         return [" ".join(texts) for texts in zip(*(rows[column] for column in self.text_columns), strict=True)]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error was raised from, the first one last."""
+    while cause := error.__cause__:
+        yield cause
+        error = cause
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without a full stop."""
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 class EpochSampler(LengthGroupedSampler):

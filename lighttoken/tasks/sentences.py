@@ -33,19 +33,22 @@ class SentenceData(TaskData):
         num_labels: int,
         *args: Any,
         submission: Mapping[str, str] = MappingProxyType({}),
+        submit_names: bool = False,
         label_names: Sequence[str] | None = None,
         **kwargs: Any,
     ):
         """With `num_labels` 1 the label is a number to predict (regression), else a class.
 
-        `submission` maps a test split to the name of its file of answers. Classes have the names `label_names` there,
-        and may have them in the rows.
+        `submission` maps a test split to the name of its file of answers, which holds numbers of classes or, with
+        `submit_names`, their names. `label_names` are the names of the classes, in order: rows may hold them instead of
+        numbers, and the classes of a fine-tuned checkpoint are matched by them. Without them, those of the rows count.
         """
         super().__init__(tokenizer, name, text_columns, *args, **kwargs)
         self.num_labels, self.submission, self.label_names = num_labels, dict(submission), label_names
+        self.submit_names = submit_names
 
     def make_model(self, backbone: Backbone) -> PreTrainedModel:
-        return backbone.classifier(self.num_labels)
+        return backbone.classifier(self.num_labels, self.label_names)
 
     def _check(self, raw: DatasetDict) -> None:
         """Also raises LighttokenError for the first row that lacks a text or has no valid label."""
@@ -75,6 +78,9 @@ class SentenceData(TaskData):
         return math.isfinite(label) if self.num_labels == 1 else label in range(self.num_labels)
 
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
+        names = getattr(raw["train"].features["label"], "names", None)
+        if self.num_labels > 1 and self.label_names is None and names and len(names) == self.num_labels:
+            self.label_names = names
         settings = {
             "tokenizer": self.tokenizer,
             "columns": self.text_columns,
@@ -117,7 +123,7 @@ class SentenceData(TaskData):
         """Write NAME.tsv for every test split in the format of gluebenchmark.com: index, prediction."""
         for name, batches in zip(self.submission.values(), outputs, strict=True):
             answers = torch.cat(batches).tolist()
-            if self.label_names:
+            if self.submit_names and self.label_names:
                 answers = [self.label_names[answer] for answer in answers]
             elif self.num_labels == 1:
                 answers = [f"{min(max(answer, 0), 5):.3f}" for answer in answers]  # the scale of STS-B

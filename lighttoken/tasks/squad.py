@@ -1,6 +1,7 @@
 """SQuAD v1.1: windows over long contexts, and the best span over all windows of a question."""
 
 import json
+import logging
 import re
 import string
 from collections import Counter
@@ -21,6 +22,8 @@ from lighttoken.backbone.source import Backbone
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.data import TaskData, missing_split
 from lighttoken.version import __version__
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("id", "question", "context", "answers")
 
@@ -63,7 +66,8 @@ class Squad(TaskData):
                 f"task.stride is {stride} and a window has room for {room} tokens of the context; "
                 "set a smaller task.stride or a larger task.max_length"
             )
-        self.tokenizer.padding_side = "right"  # positions of answers are counted from the left
+        # Positions of answers are counted from the left, and questions are cut at their end.
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         self.questions: dict[str, Dataset] = {}  # split -> its rows before they are cut into windows
         self.windows: dict[str, Dataset] = {}  # split -> for every window, the number of its question and its offsets
 
@@ -98,7 +102,8 @@ class Squad(TaskData):
 
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
         # Hold out whole contexts, so that no context is on both sides.
-        parts = self.hold_out(raw["train"], raw["train"]["context"])
+        rows = self._trainable(raw["train"])
+        parts = self.hold_out(rows, rows["context"])
         train = parts.pop("train")
         # Keep the questions of the splits to score: their answers come from several windows.
         self.questions = parts | {name: raw[name] for name in self.validation_splits.values()}
@@ -124,6 +129,24 @@ class Squad(TaskData):
             if name in self.questions:
                 self.windows[name] = windows.select_columns(["row", "offsets"])
         return splits
+
+    def _trainable(self, rows: Dataset) -> Dataset:
+        """The rows whose first answer is where `answer_start` says; the others are counted and left out.
+
+        Raises LighttokenError if none is left.
+        """
+        pairs = zip(rows["context"], rows["answers"], strict=True)
+        whole = [i for i, (context, answers) in enumerate(pairs) if _is_in_place(context, answers)]
+        if len(whole) < len(rows):
+            first = next(i for i in range(len(rows)) if i not in set(whole))
+            message = (
+                f"{len(rows) - len(whole)} of {len(rows)} training questions of task={self.name} have an answer that is "
+                f"not at its answer_start, the first is {rows[first]['id']}"
+            )
+            if not whole:
+                raise LighttokenError(f"{message}; answer_start counts the characters of the context, from 0")
+            log.warning("%s; they are left out", message)
+        return rows.select(whole)
 
     def predict_dataloader(self) -> list[DataLoader]:
         """The validation split: the test set of SQuAD is not public."""
@@ -271,7 +294,9 @@ def _cut(
         # Keep the offsets of the context alone, and find the answer among them.
         parts = encoded.sequence_ids(window)
         offsets = [list(pair) if part == 1 else [0, 0] for pair, part in zip(offsets, parts, strict=True)]
-        first, last = _find_answer(offsets, rows["answers"][owner])
+        answers = rows["answers"][owner]
+        found = answers["text"] and _is_in_place(rows["context"][owner], answers)
+        first, last = _find_answer(offsets, answers) if found else (0, 0)
         windows["start_positions"].append(first)
         windows["end_positions"].append(last)
         windows["row"].append(indices[owner])
@@ -279,10 +304,14 @@ def _cut(
     return windows | {"length": [len(ids) for ids in windows["input_ids"]]}
 
 
+def _is_in_place(context: str, answers: Mapping[str, list]) -> bool:
+    """Whether the first answer is where it says."""
+    text, start = answers["text"][0], answers["answer_start"][0]
+    return context[start : start + len(text)] == text
+
+
 def _find_answer(offsets: list[list[int]], answers: Mapping[str, list]) -> tuple[int, int]:
     """First and last token that overlap the first answer; (0, 0) if the window does not hold all of it."""
-    if not answers["text"]:
-        return 0, 0
     start = answers["answer_start"][0]
     end = start + len(answers["text"][0])
     inside = [token for token, (left, right) in enumerate(offsets) if right > left]

@@ -132,7 +132,7 @@ def test_a_hub_model_without_network_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(
-        LighttokenError, match=r"cannot load model=bert_base from google-bert/bert-base-uncased: .*"
+        LighttokenError, match=r"cannot load model=bert-base-uncased from google-bert/bert-base-uncased: .*"
     ) as caught:
         Backbone("bert_base", hub_id="google-bert/bert-base-uncased").tokenizer()
     assert "model.path=DIR" in str(caught.value)
