@@ -218,9 +218,9 @@ def test_hash_is_of_the_float32_values():
     assert hash_table(table) != hash_table(table + 1)
 
 
-def shorter(name):
+def shorter(*names):
     def harm(stored):
-        return stored | {name: stored[name][:-1].clone()}
+        return stored | {name: stored[name][:-1].clone() for name in names}
 
     return harm
 
@@ -231,8 +231,10 @@ def shorter(name):
         (shorter("codes"), "codes has shape"),
         (shorter("tiers"), "tiers"),
         (shorter("gain"), "gain has shape"),
-        (shorter("decoder"), "lead beyond the decoder's"),
-        (lambda stored: stored | {"steps": stored["steps"][:1].clone()}, "rows of tier"),
+        (shorter("decoder"), "decoder.scale has shape"),
+        (shorter("decoder", "decoder.scale"), "lead beyond the decoder's"),
+        (shorter("steps"), "gain has shape"),
+        (shorter("steps", "gain", "gain.scale"), "rows of tier"),
         (lambda stored: {name: t for name, t in stored.items() if name != "tiers"}, "no tensor 'tiers'"),
     ],
 )
