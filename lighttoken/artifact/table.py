@@ -76,7 +76,7 @@ class CompressedTable:
 
         Raises LighttokenError for ids that are not integers or not in the table.
         """
-        ids = self._check_ids(range(self.shape[0]) if ids is None else ids)
+        ids = self._check_ids(torch.arange(self.shape[0], device="cpu") if ids is None else ids)
         flat = ids.reshape(-1).cpu()
         rows = torch.empty(flat.numel(), self.shape[1], dtype=torch.float32, device="cpu")
         tensors = {name: tensor.cpu() for name, tensor in (self.tensors | self.index).items()}
