@@ -41,7 +41,10 @@ def check_ratio(ratio: Any) -> float:
 
 
 def check_table(table: Any) -> Float32[Tensor, "V d"]:
-    """The table in float32 on the CPU. Raises LighttokenError unless it is a matrix of finite numbers."""
+    """The table in float32 on the CPU. Raises LighttokenError unless it is a matrix of finite numbers.
+
+    It has at most `MAX_ROWS` rows and columns.
+    """
     table = _tensor(table, "a table")
     if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
         raise LighttokenError(

@@ -47,7 +47,9 @@ def test_a_tensor_of_another_shape_is_refused_before_its_numbers_are_read(compre
         shape = meta[name].shape
         for other in ((2**40, *shape[1:]), (*shape, 1), (), (0,), (0, 2**40)):
             with pytest.raises(ValueError, match="instead of|do not fill|rows for|where the rank|power of two"):
-                changed(replace(compressed, tensors=meta), name, torch.empty(other, device="meta")).check_layout()
+                changed(
+                    replace(compressed, tensors=meta), name, torch.empty(other, dtype=meta[name].dtype, device="meta")
+                ).check_layout()
 
 
 def test_codebooks_of_no_width_and_cores_of_other_ids_are_refused():
