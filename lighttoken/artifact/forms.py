@@ -22,6 +22,7 @@ from torch.nn.functional import embedding
 from lighttoken.artifact.layout import (
     BYTES,
     FLOATS,
+    HALVES,
     INT8,
     SCALES,
     Layout,
@@ -294,7 +295,7 @@ class Cores(Form):
             ids, width, rank = ids * v, width * w, last
         if ids < vocab_size or width != dim or rank != 1:
             raise ValueError(f"the cores make {rank} tables ({ids}, {width}) instead of one ({vocab_size}, {dim})")
-        return bias_layout(tensors, dim) | {name: (shape, FLOATS) for name, shape in shapes.items()}
+        return bias_layout(tensors, dim) | {name: (shape, HALVES) for name, shape in shapes.items()}
 
     def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
         # The matrices that the digits pick, (r, n, w, r') each; the last digit counts ones.

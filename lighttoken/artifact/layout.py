@@ -13,7 +13,10 @@ Layout = dict[str, tuple[Shape, Types]]
 BYTES: Types = (torch.uint8,)
 INT8: Types = (torch.int8,)
 SCALES: Types = (torch.float32,)
+HALVES: Types = (torch.float16,)
 FLOATS: Types = (torch.float32, torch.float16)
+MAX_FLOAT = 1e16  # of a stored number; products of two of them, summed, stay finite
+MAX_VALUE = 1e12  # of a table that is compressed; what is stored of it stays well below `MAX_FLOAT`
 
 
 def shape_of(tensors: Tensors, name: str, axes: int) -> Shape:
@@ -64,12 +67,14 @@ def check_layout(tensors: Tensors, layout: Layout) -> None:
 
 
 def check_finite(tensors: Tensors) -> None:
-    """Raise ValueError, which names the tensor, if a float is NaN or infinite. Takes no memory."""
+    """Raise ValueError, which names the tensor, if a float is NaN, infinite or above `MAX_FLOAT`. Takes no memory."""
     for name, tensor in sorted(tensors.items()):
         if tensor.is_floating_point() and tensor.numel():
             smallest, largest = tensor.aminmax()  # NaN if there is one
             if not (smallest.isfinite() and largest.isfinite()):
                 raise ValueError(f"{name} has NaN or infinite values")
+            if (highest := max(-float(smallest), float(largest))) > MAX_FLOAT:
+                raise ValueError(f"{name} has values up to {highest:g} instead of at most {MAX_FLOAT:g}")
 
 
 def _name(dtype: torch.dtype) -> str:

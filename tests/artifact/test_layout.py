@@ -39,6 +39,19 @@ def test_a_float_that_is_not_finite_is_refused(compressed, value):
             changed(compressed, name, tensor).check()
 
 
+def test_a_finite_float_whose_products_overflow_is_refused():
+    compressed = load_table(SAMPLES / "bits")
+    with pytest.raises(ValueError, match=r"left.scale has values up to 3e\+38 instead of at most 1e\+16"):
+        changed(compressed, "left.scale", torch.full((1, 4), -3e38)).check()
+    largest = {
+        name: torch.full_like(tensor, 9e15) if tensor.is_floating_point() else tensor
+        for name, tensor in compressed.tensors.items()
+    }
+    compressed = replace(compressed, tensors=largest)
+    compressed.check()
+    assert compressed.decode().isfinite().all()
+
+
 def test_a_tensor_of_another_shape_is_refused_before_its_numbers_are_read(compressed):
     meta = {name: tensor.to("meta") for name, tensor in compressed.tensors.items()}
     replace(compressed, tensors=meta).check_layout()
