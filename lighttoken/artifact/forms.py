@@ -11,7 +11,7 @@ Letters: V rows of the table, d columns, n rows that are read, m bits or coeffic
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -19,14 +19,31 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from lighttoken.artifact.layout import (
+    BYTES,
+    FLOATS,
+    HALVES,
+    INT8,
+    SCALES,
+    Layout,
+    Tensors,
+    bias_layout,
+    matrix_layout,
+    shape_of,
+)
 from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, word_bits
-from lighttoken.artifact.trellis import LEAD, MAX_STATE_BITS, make_index, read_coefficients, unpack_steps, unpack_tiers
+from lighttoken.artifact.trellis import (
+    LEAD,
+    MAX_STATE_BITS,
+    MAX_TIERS,
+    make_index,
+    read_coefficients,
+    unpack_steps,
+    unpack_tiers,
+)
 
 HASH = 2654435761  # Knuth's multiplicative hash: 2^32 over the golden ratio
 INDEX = "index."  # prefix of what `index` adds to the stored tensors
-
-Tensors = Mapping[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,15 @@ class Form:
         """Name and fields, as plain JSON values: the input of `make_form`."""
         return {"name": self.name} | asdict(self)
 
-    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
-        """The shape that every tensor must have. Raises ValueError if the tensors contradict each other."""
+    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
+        """The types and the shape that every tensor must have, from the types and shapes that they have.
+
+        Raises ValueError if the tensors contradict each other.
+        """
         raise NotImplementedError
+
+    def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
+        """Raise ValueError if tensors of the right layout have a content that no table has."""
 
     def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
         """Tensors that `read` needs besides the stored ones and that follow from them; names start with `INDEX`."""
@@ -101,14 +124,15 @@ class Bits(LinearForm):
     shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
     factors: ClassVar[tuple[str, ...]] = ("left", "right")
 
-    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
-        m, rank = len(tensors["decoder"]), len(tensors["right"]) if "right" in tensors else 0
-        shapes = bias_shapes(tensors, dim) | matrix_shapes(tensors, "decoder", m, dim)
-        shapes["codes"] = (vocab_size, -(-m // 8))
+    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
+        m, _ = shape_of(tensors, "decoder", 2)
+        layout = bias_layout(tensors, dim) | matrix_layout(tensors, "decoder", m, dim)
+        layout["codes"] = ((vocab_size, -(-m // 8)), BYTES)
         if {"left", "right"} & tensors.keys():
-            shapes |= matrix_shapes(tensors, "right", rank, dim)
-            shapes |= matrix_shapes(tensors, "left", vocab_size, rank, scales=(1, rank))
-        return shapes
+            rank, _ = shape_of(tensors, "right", 2)
+            layout |= matrix_layout(tensors, "right", rank, dim)
+            layout |= matrix_layout(tensors, "left", vocab_size, rank, scales=(1, rank))
+        return layout
 
     def basis(self, tensors: Tensors, dim: int) -> Float[Tensor, "m d"]:
         parts = [read_matrix(tensors, name, dim) for name in ("decoder", "right") if name in tensors]
@@ -139,19 +163,27 @@ class Trellis(LinearForm):
     factors: ClassVar[tuple[str, ...]] = ("gain",)
     state_bits: int = 12  # of the window: 2 ** state_bits states
 
-    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
+    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
         if not 1 <= self.state_bits <= MAX_STATE_BITS:
-            raise ValueError(f"state_bits is {self.state_bits}")
+            raise ValueError(f"state_bits is {self.state_bits} instead of 1 to {MAX_STATE_BITS}")
+        (m, _), (tiers, steps) = shape_of(tensors, "decoder", 2), shape_of(tensors, "steps", 2)
+        if not (1 <= tiers <= MAX_TIERS and 1 <= steps <= max(m, 1)):
+            raise ValueError(f"steps has shape {(tiers, steps)} instead of 1 to {MAX_TIERS} tiers of 1 to {m} steps")
+        layout = bias_layout(tensors, dim) | matrix_layout(tensors, "decoder", m, dim)
+        layout |= {"steps": ((tiers, steps), BYTES), "gain": ((tiers, steps), INT8), "gain.scale": ((tiers, 1), SCALES)}
+        return layout | {name: (shape_of(tensors, name, 1), BYTES) for name in ("codes", "tiers")}
+
+    def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
         m, steps, tiers = len(tensors["decoder"]), tensors["steps"], unpack_tiers(tensors["tiers"], vocab_size)
-        if steps.ndim != 2 or int(tiers.max()) >= len(steps):
+        if int(tiers.max()) >= len(steps):
             raise ValueError(f"rows of tier {int(tiers.max())} and steps of shape {tuple(steps.shape)}")
         vectors, bits = unpack_steps(steps)
         if int((vectors.cumsum(1) * (bits > 0)).max()) > m:
             raise ValueError(f"steps lead beyond the decoder's {m} rows")
-        length = int(bits.sum(1)[tiers.long()].sum())
-        shapes = bias_shapes(tensors, dim) | matrix_shapes(tensors, "decoder", m, dim)
-        shapes |= {"gain": tuple(steps.shape), "gain.scale": (len(steps), 1), "steps": tuple(steps.shape)}
-        return shapes | {"codes": (LEAD + -(-length // 8),), "tiers": tuple(tensors["tiers"].shape)}
+        rows = torch.bincount(tiers, minlength=len(steps))  # of each tier
+        length = LEAD + -(-int((rows * bits.sum(1).cpu()).sum()) // 8)
+        if len(tensors["codes"]) != length:
+            raise ValueError(f"codes has shape {tuple(tensors['codes'].shape)} instead of {(length,)}")
 
     def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
         tiers, steps = unpack_tiers(tensors["tiers"].cpu(), vocab_size), tensors["steps"].cpu()
@@ -178,13 +210,13 @@ class Codebooks(Form):
     required: ClassVar[tuple[str, ...]] = ("codes", "codebooks", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "codebooks", "rotation")
 
-    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
-        count, size, width = tensors["codebooks"].shape
-        if dim % width or count % (dim // width):
+    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
+        count, size, width = shape_of(tensors, "codebooks", 3)
+        if not (count and width) or dim % width or count % (dim // width):
             raise ValueError(f"{count} codebooks of width {width} do not fill rows of {dim}")
-        shapes = bias_shapes(tensors, dim) | {"codebooks": (count, size, width)}
-        shapes["codes"] = (vocab_size, -(-count * word_bits(size) // 8))
-        return shapes | ({"rotation": (dim, dim)} if "rotation" in tensors else {})
+        layout = bias_layout(tensors, dim) | {"codebooks": ((count, size, width), FLOATS)}
+        layout["codes"] = ((vocab_size, -(-count * word_bits(size) // 8)), BYTES)
+        return layout | ({"rotation": ((dim, dim), FLOATS)} if "rotation" in tensors else {})
 
     def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
         count, size, width = tensors["codebooks"].shape
@@ -213,23 +245,24 @@ class Levels(Form):
     shared: ClassVar[tuple[str, ...]] = ("bias", "levels")
     factors: ClassVar[tuple[str, ...]] = ("row_scale",)
 
-    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
-        size, rows = len(tensors["levels"]), len(tensors["row_scale"])
-        shapes = bias_shapes(tensors, dim) | {"levels": (size,), "row_scale": (rows, 1)}
-        shapes["codes"] = (rows, -(-dim * word_bits(size) // 8))
+    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
+        (size,), (rows, _) = shape_of(tensors, "levels", 1), shape_of(tensors, "row_scale", 2)
+        if not 1 <= rows <= vocab_size:
+            raise ValueError(f"{rows} rows for {vocab_size} ids")
+        layout = bias_layout(tensors, dim) | {"levels": ((size,), FLOATS), "row_scale": ((rows, 1), FLOATS)}
+        layout["codes"] = ((rows, -(-dim * word_bits(size) // 8)), BYTES)
+        return layout | ({"kept": ((-(-vocab_size // 8),), BYTES)} if "kept" in tensors else {})
+
+    def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
         if "kept" in tensors:
-            marks = int(unpack_bits(tensors["kept"], vocab_size).sum())
+            rows, marks = len(tensors["row_scale"]), int(unpack_bits(tensors["kept"], vocab_size).sum())
             if rows != marks + 1:
                 raise ValueError(f"{rows} rows for {marks} ids that have their own")
-            shapes["kept"] = (-(-vocab_size // 8),)
-        if rows > vocab_size:
-            raise ValueError(f"{rows} rows for {vocab_size} ids")
-        return shapes
 
     def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
         if "kept" in tensors:
-            kept = unpack_bits(tensors["kept"].cpu(), vocab_size).long()
-            return {f"{INDEX}rows": kept.cumsum(0) * kept}
+            kept = unpack_bits(tensors["kept"].cpu(), vocab_size)
+            return {f"{INDEX}rows": kept.cumsum(0).mul_(kept)}
         rows = len(tensors["row_scale"])
         return {f"{INDEX}rows": hashed_rows(vocab_size, rows)} if rows < vocab_size else {}
 
@@ -245,55 +278,56 @@ class Levels(Form):
 class Cores(Form):
     """A tensor train.
 
-    codes, core1, core2, ...   (r, v, w, r') float16
+    codes, core1, core2   (r, v, w, r') float16
     Digit i of an id to the bases v picks a matrix (w, r, r') of core i; their products are the row's numbers.
     """
 
     name: ClassVar[str] = "cores"
-    required: ClassVar[tuple[str, ...]] = ("codes", "core1", "bias")
+    required: ClassVar[tuple[str, ...]] = ("codes", "core1", "core2", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "core1", "core2")
+    cores: ClassVar[tuple[str, ...]] = ("codes", "core1", "core2")
 
-    def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
-        ids, width, rank = 1, 1, 1
-        for core in self._cores(tensors).values():
-            if core.ndim != 4 or core.shape[0] != rank:
-                raise ValueError(f"a core has shape {tuple(core.shape)} where the rank is {rank}")
-            _, v, w, rank = core.shape
-            ids, width = ids * v, width * w
-        if ids < vocab_size or width < dim or rank != 1:
-            raise ValueError(f"the cores make a table ({ids}, {width}), {rank} times")
-        cores: Shapes = {name: tuple(core.shape) for name, core in self._cores(tensors).items()}
-        return bias_shapes(tensors, dim) | cores
+    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
+        shapes, ids, width, rank = {name: shape_of(tensors, name, 4) for name in self.cores}, 1, 1, 1
+        for name, (first, v, w, last) in shapes.items():
+            if first != rank:
+                raise ValueError(f"{name} has shape {shapes[name]} where the rank is {rank}")
+            ids, width, rank = ids * v, width * w, last
+        if ids < vocab_size or width != dim or rank != 1:
+            raise ValueError(f"the cores make {rank} tables ({ids}, {width}) instead of one ({vocab_size}, {dim})")
+        return bias_layout(tensors, dim) | {name: (shape, HALVES) for name, shape in shapes.items()}
 
     def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
         # The matrices that the digits pick, (r, n, w, r') each; the last digit counts ones.
         matrices, rest = [], ids
-        for core in reversed(self._cores(tensors).values()):
+        for core in (tensors[name] for name in reversed(self.cores)):
             matrices.append(core.float()[:, rest % core.shape[1]])
             rest = torch.div(rest, core.shape[1], rounding_mode="floor")
         # Their products, from the first core on.
         rows = matrices.pop().squeeze(0)  # (n, w, r)
         while matrices:
             rows = torch.einsum("nxa,anwb->nxwb", rows, matrices.pop()).flatten(1, 2)
-        return read_bias(tensors, dim) + rows.squeeze(2)[:, :dim]
-
-    def _cores(self, tensors: Tensors) -> dict[str, Tensor]:
-        names = ["codes", *sorted(name for name in tensors if name.startswith("core"))]
-        return {name: tensors[name] for name in names}
+        return read_bias(tensors, dim) + rows.squeeze(2)
 
 
 FORMS: dict[str, type[Form]] = {form.name: form for form in (Bits, Trellis, Codebooks, Levels, Cores)}
 
 
 def make_form(description: Mapping[str, Any]) -> Form:
-    """Undo `Form.describe`. Raises KeyError or TypeError for what describes no form."""
-    fields = dict(description)
-    return FORMS[fields.pop("name")](**fields)
+    """Undo `Form.describe`. Raises ValueError for what describes no form."""
+    values = dict(description)
+    name = values.pop("name", None)
+    if not isinstance(name, str) or name not in FORMS:
+        raise ValueError(f"form is {name!r} instead of one of {', '.join(FORMS)}")
+    expected = sorted(field.name for field in fields(FORMS[name]))
+    if sorted(values) != expected or any(type(value) is not int for value in values.values()):
+        raise ValueError(f"form {name} has {values} instead of integers for {expected}")
+    return FORMS[name](**values)
 
 
 def hashed_rows(vocab_size: int, rows: int) -> Int64[Tensor, " V"]:
     """The row of each id, out of fewer rows, by its hash."""
-    return torch.arange(vocab_size) * HASH % 2**32 % rows
+    return torch.arange(vocab_size).mul_(HASH).remainder_(2**32).remainder_(rows)  # in place: ids may be many
 
 
 def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "*rows columns"]:
@@ -304,18 +338,3 @@ def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "*ro
 def read_bias(tensors: Tensors, dim: int) -> Float[Tensor, " d"]:
     """The bias in float32."""
     return read_matrix(tensors, "bias", dim).view(-1)
-
-
-def matrix_shapes(
-    tensors: Tensors, name: str, rows: int, columns: int, scales: tuple[int, int] | None = None
-) -> Shapes:
-    """Shapes of a matrix as `packing.quantize` stores it: int4 two to a byte, integers with a scale per row."""
-    if tensors[name].is_floating_point():
-        return {name: (rows, columns)}
-    width = -(-columns // 2) if tensors[name].dtype == torch.uint8 else columns
-    return {name: (rows, width), f"{name}.scale": scales or (rows, 1)}
-
-
-def bias_shapes(tensors: Tensors, dim: int) -> Shapes:
-    """Shapes of the bias: a vector of floats, or a matrix of one row of integers."""
-    return {"bias": (dim,)} if tensors["bias"].ndim == 1 else matrix_shapes(tensors, "bias", 1, dim)

@@ -7,7 +7,7 @@ the table was made. Nothing is pickled, and nothing in the two files depends on 
 import hashlib
 import json
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
 
+from lighttoken.artifact.description import FORMAT_VERSION, check_description, check_version, read_json, refusing
 from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.artifact.forms import Form, make_form, read_matrix
+from lighttoken.artifact.layout import check_finite, check_layout
 from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
 
-DAMAGES = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)  # what reading raises
-FORMAT_VERSION = 5
 TENSORS_FILE = "compressed_table.safetensors"
 METADATA_FILE = "compressed_table.json"
+MAX_HEADER = 100_000  # bytes of the names and shapes of tensors, which are a dozen at most
 ROWS_PER_CHUNK = 1024  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
 
@@ -76,7 +76,7 @@ class CompressedTable:
 
         Raises LighttokenError for ids that are not integers or not in the table.
         """
-        ids = self._check_ids(range(self.shape[0]) if ids is None else ids)
+        ids = self._check_ids(torch.arange(self.shape[0], device="cpu") if ids is None else ids)
         flat = ids.reshape(-1).cpu()
         rows = torch.empty(flat.numel(), self.shape[1], dtype=torch.float32, device="cpu")
         tensors = {name: tensor.cpu() for name, tensor in (self.tensors | self.index).items()}
@@ -101,18 +101,15 @@ class CompressedTable:
             )
         return tensor
 
+    def check_layout(self) -> None:
+        """Raise ValueError if the tensors are not those of a table of this form and shape; reads no numbers."""
+        check_layout(self.tensors, self.form.layout(self.tensors, *self.shape))
+
     def check(self) -> None:
-        """Raise ValueError if the tensors are not those of a table of this form and shape."""
-        missing = [name for name in self.form.required if name not in self.tensors]
-        if missing:
-            raise ValueError(f"no tensor {missing[0]!r}")
-        shapes = self.form.shapes(self.tensors, *self.shape)
-        for name in sorted(shapes.keys() | self.tensors.keys()):
-            if name not in self.tensors:
-                raise ValueError(f"no tensor {name!r}")
-            shape = tuple(self.tensors[name].shape)
-            if shape != shapes.get(name):
-                raise ValueError(f"{name} has shape {shape} instead of {shapes.get(name)}")
+        """Raise ValueError if the tensors are not those of a table of this form and shape, or not finite."""
+        self.check_layout()
+        check_finite(self.tensors)
+        self.form.check(self.tensors, *self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -138,19 +135,26 @@ class CompressedTable:
         }
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], tensors: dict[str, Tensor]) -> "CompressedTable":
-        """Undo `describe`, of format 4 too. Raises one of `DAMAGES` for what is no description."""
-        described = _upgrade(description, tensors)
-        return cls(
-            codec=str(described["codec"]),
+    def from_description(
+        cls, description: Mapping[str, Any], tensors: dict[str, Tensor], where: str
+    ) -> "CompressedTable":
+        """Undo `describe`, of format 4 too, for what is stored at `where`; tensors may be on the meta device.
+
+        Raises LighttokenError for another format version, ValueError or RecursionError for what describes no table.
+        """
+        described = check_description(where, description, tensors)
+        compressed = cls(
+            codec=described["codec"],
             form=make_form(described["form"]),
-            shape=(int(described["shape"][0]), int(described["shape"][1])),
+            shape=(described["shape"][0], described["shape"][1]),
             tensors=tensors,
             source_sha256=described["source_sha256"],
-            settings=dict(described["settings"]),
-            summary=dict(described["summary"]),
-            versions=dict(described["versions"]),
+            settings=described["settings"],
+            summary=described["summary"],
+            versions=described["versions"],
         )
+        compressed.check_layout()
+        return compressed
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
@@ -177,48 +181,25 @@ def load_table(directory: str | Path) -> CompressedTable:
     for path in (metadata_path, tensors_path):
         if not path.is_file():
             raise LighttokenError(f"no artifact at {directory}: {path} is missing; make one with lighttoken.compress")
-    try:
-        metadata = json.loads(metadata_path.read_bytes())
-        check_version(str(metadata_path), metadata["format_version"])
+    with refusing(f"{metadata_path} is damaged or no lighttoken artifact"):
+        metadata = read_json(metadata_path)
+        check_version(str(metadata_path), metadata.get("format_version"))
         content = tensors_path.read_bytes()
-        if metadata.pop("sha256") != _digest(content, metadata):
+        if metadata.pop("sha256", None) != _digest(content, metadata):
             raise LighttokenError(
                 f"{tensors_path} or {metadata_path} is damaged: the files do not have the hash that the JSON names; "
                 "make it again"
             )
-        compressed = CompressedTable.from_description(metadata, parse_safetensors(content))
+        compressed = CompressedTable.from_description(metadata, _parse_tensors(content), str(metadata_path))
         compressed.check()
-    except LighttokenError:
-        raise
-    except OSError as error:
-        raise LighttokenError(f"cannot read {error.filename}: {error.strerror}; check who may read it") from error
-    except DAMAGES as error:
-        raise LighttokenError(
-            f"{metadata_path} is damaged or no lighttoken artifact ({type(error).__name__}: {error}); make it again"
-        ) from error
     return compressed
 
 
-def check_version(where: str, version: int) -> None:
-    """Raise LighttokenError if this code does not read the format version of what is stored at `where`."""
-    if version not in (4, FORMAT_VERSION):
-        cure = "update lighttoken" if version > FORMAT_VERSION else "compress the table again"
-        raise LighttokenError(
-            f"{where} has format version {version}, this lighttoken reads 4 and {FORMAT_VERSION}; {cure}"
-        )
-
-
-def _upgrade(description: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """A description as format 5 has it: format 4 did not name the form."""
-    upgraded = dict(description)
-    if upgraded["format_version"] == 4:
-        state_bits = int(upgraded["state_bits"])
-        if "shape" not in upgraded:  # checkpoints had it
-            upgraded["shape"] = upgraded["vocab_size"], upgraded["dim"]
-        forms = {"codebooks": "codebooks", "levels": "levels", "core1": "cores"}
-        name = next((form for tensor, form in forms.items() if tensor in tensors), "bits")
-        upgraded["form"] = {"name": "trellis", "state_bits": state_bits} if state_bits else {"name": name}
-    return upgraded
+def _parse_tensors(content: bytes) -> dict[str, Tensor]:
+    header = int.from_bytes(content[:8], "little")
+    if header > MAX_HEADER:
+        raise ValueError(f"the header of {TENSORS_FILE} has {header} bytes instead of at most {MAX_HEADER}")
+    return parse_safetensors(content)
 
 
 def _json_bytes(metadata: Mapping[str, Any]) -> bytes:
@@ -227,4 +208,6 @@ def _json_bytes(metadata: Mapping[str, Any]) -> bytes:
 
 def _digest(tensors: bytes, metadata: Mapping[str, Any]) -> str:
     """SHA-256, in hex, of everything in an artifact's files except this hash."""
-    return hashlib.sha256(tensors + _json_bytes(metadata)).hexdigest()
+    digest = hashlib.sha256(tensors)
+    digest.update(_json_bytes(metadata))
+    return digest.hexdigest()

@@ -60,12 +60,15 @@ def pack_tiers(tiers: UInt8[Tensor, " V"]) -> UInt8[Tensor, " bytes"]:
 
 
 def unpack_tiers(packed: UInt8[Tensor, " bytes"], rows: int) -> UInt8[Tensor, " rows"]:
-    """Undo `pack_tiers`. Raises ValueError if the bytes do not hold so many rows."""
+    """Undo `pack_tiers`. Raises ValueError if the bytes do not hold so many rows; unpacks no more than these."""
+    nbytes, stream = -(-rows // 2), zlib.decompressobj()
     try:
-        content = zlib.decompress(packed.cpu().numpy().tobytes())
+        content = stream.decompress(packed.cpu().numpy().tobytes(), nbytes + 1)
     except zlib.error as error:
         raise ValueError(f"tiers: {error}") from error
-    if len(content) != -(-rows // 2):
+    if len(content) > nbytes or stream.unused_data:
+        raise ValueError(f"tiers of more than {rows} rows")
+    if len(content) < nbytes or not stream.eof:
         raise ValueError(f"tiers of {2 * len(content)} rows instead of {rows}")
     pairs = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return torch.stack([pairs & 15, pairs >> 4], 1).flatten()[:rows]
@@ -74,7 +77,7 @@ def unpack_tiers(packed: UInt8[Tensor, " bytes"], rows: int) -> UInt8[Tensor, " 
 def row_starts(tiers: UInt8[Tensor, " V"], steps: UInt8[Tensor, "T s"]) -> Int64[Tensor, " V"]:
     """Where the bits of each row start in the stream: rows lie in the order of their ids."""
     lengths = unpack_steps(steps)[1].sum(1)[tiers.long()]
-    return lengths.cumsum(0) - lengths
+    return lengths.cumsum(0).sub_(lengths)
 
 
 def make_index(tiers: UInt8[Tensor, " V"], steps: UInt8[Tensor, "T s"], state_bits: int, m: int) -> dict[str, Tensor]:

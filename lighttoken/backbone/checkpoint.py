@@ -8,11 +8,11 @@ unknown method and draw a random table, stops at their shape instead.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
@@ -23,14 +23,21 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lighttoken.artifact.table import DAMAGES, CompressedTable, check_version
+from lighttoken.artifact.description import check_version, read_json, refusing, shorten
+from lighttoken.artifact.layout import Tensors
+from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, Tie
 from lighttoken.backbone.replace import replace_embedding
-from lighttoken.backbone.storage import buffer_name
+from lighttoken.backbone.storage import as_integers, buffer_name
 from lighttoken.errors import LighttokenError
 
 METHOD = "lighttoken"
-REQUIRED = {"codec", "shape", "source_sha256", "settings", "summary", "versions", "tie", "tensors", "sha256"}
+REQUIRED = {"codec", "source_sha256", "settings", "summary", "versions", "tie", "tensors", "sha256"}
+KNOWN = REQUIRED | {"format_version", "form", "shape", "quant_method", "state_bits"}  # the last one is of format 4
+WHERE = "quantization_config in config.json"
+MAX_HEADER = 10_000_000  # bytes of the names and shapes of a shard's tensors
+TYPES = {name: getattr(torch, name) for name in ("float32", "float16", "int8", "uint8")}  # of stored tensors
+_NAMES = {torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8"}  # in safetensors
 
 
 @register_quantization_config(METHOD)
@@ -44,7 +51,12 @@ class LighttokenConfig(QuantizationConfigMixin):
     tensors: dict[str, tuple[str, list[int]]]  # type and shape
     sha256: str
 
-    def __init__(self, **description: Any):
+    def __init__(self, /, **description: Any):
+        """Raises LighttokenError for another format version, or for what no checkpoint's table has."""
+        with refusing(f"{WHERE} is damaged"):
+            check_version("the checkpoint's table", description.get("format_version"))
+            if unknown := sorted(description.keys() - KNOWN):
+                raise ValueError(f"unknown {unknown[0]!r}")
         self.quant_method: Any = METHOD
         for key, value in description.items():
             setattr(self, key, value)
@@ -61,19 +73,18 @@ class LighttokenConfig(QuantizationConfigMixin):
     def empty_table(self) -> CompressedTable:
         """The compressed table with tensors that have no content.
 
-        Raises LighttokenError for another format version, or if a part of the description is missing.
+        Raises LighttokenError for another format version, or if the description is that of no table.
         """
         description = vars(self)
-        check_version("the checkpoint's table", description.get("format_version", 0))
         if missing := sorted(REQUIRED - description.keys()):
-            raise LighttokenError(
-                f"quantization_config in config.json lacks {', '.join(missing)}; make the checkpoint again"
-            )
-        tensors = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-            for name, (dtype, shape) in self.tensors.items()
-        }
-        return CompressedTable.from_description(description, tensors)
+            raise LighttokenError(f"{WHERE} lacks {', '.join(missing)}; make the checkpoint again")
+        with refusing(f"{WHERE} is damaged"):
+            if self.tie not in get_args(Tie):
+                raise ValueError(f"tie is {self.tie!r} instead of {' or '.join(get_args(Tie))}")
+            if type(self.tensors) is not dict:
+                raise ValueError(f"tensors is {shorten(repr(self.tensors))} instead of an object")
+            tensors = {name: _without_content(name, described) for name, described in self.tensors.items()}
+            return CompressedTable.from_description(description, tensors, "the checkpoint's table")
 
     def digest(self, tensors: dict[str, Tensor]) -> str:
         """SHA-256, in hex, of the description, as transformers writes config.json, and of the tensors' content."""
@@ -82,12 +93,14 @@ class LighttokenConfig(QuantizationConfigMixin):
         return hashlib.sha256(content + json.dumps(description, sort_keys=True).encode()).hexdigest()
 
     def check(self, compressed: CompressedTable) -> None:
-        """Raise LighttokenError unless this is the description of a table as it was when it was saved."""
+        """Raise LighttokenError unless the content is that of a table, as it was when it was saved."""
         if self.digest(compressed.tensors) != self.sha256:
             raise LighttokenError(
                 "the checkpoint's compressed table is damaged: it does not have the hash that config.json names; "
                 "make it again"
             )
+        with refusing("the checkpoint's compressed table is damaged"):
+            compressed.check()
 
 
 @register_quantizer(METHOD)
@@ -98,9 +111,15 @@ class LighttokenQuantizer(HfQuantizer):
     quantization_config: LighttokenConfig
     rest: Mapping[str, Tensor] = MappingProxyType({})  # tensors of the original checkpoint that the model's class lacks
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        config, compressed = self.quantization_config, self.quantization_config.empty_table()
-        shared = replace_embedding(model, compressed, config.tie)
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        config, empty = self.quantization_config, self.quantization_config.empty_table()
+        if checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files):
+            # Before transformers makes room for them.
+            with refusing("the checkpoint's compressed table is damaged"):
+                _find_stored([Path(file) for file in checkpoint_files], empty.tensors)
+        shared = replace_embedding(model, empty, config.tie)
         if config.tie == "compressed" and model.get_output_embeddings() is not None and not shared:
             raise LighttokenError(
                 "the checkpoint's head shares the compressed table, as its tie='compressed' says, and "
@@ -111,7 +130,8 @@ class LighttokenQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         embedding = _find(model)[1]
         if not embedding.codes.is_meta:  # where it is offloaded, it is read when it is needed
-            compressed = embedding.compressed_table()
+            with refusing("the checkpoint's compressed table is damaged"):
+                compressed = embedding.compressed_table()
             self.quantization_config.check(compressed)
             # An earlier format is written as the current one when the model is saved again.
             self.quantization_config = LighttokenConfig.of(compressed, self.quantization_config.tie)
@@ -167,30 +187,53 @@ def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> Non
 
 def read_checkpoint(directory: Path) -> CompressedTable:
     """The compressed table in a checkpoint. Raises LighttokenError if there is none, or if files are damaged."""
-    try:
-        description = json.loads((directory / "config.json").read_bytes()).get("quantization_config", {})
-        if description.get("quant_method") != METHOD:
+    with refusing(f"{directory} is damaged"):
+        description = read_json(directory / "config.json").get("quantization_config")
+        if not isinstance(description, dict) or description.get("quant_method") != METHOD:
             raise LighttokenError(f"{directory} has no compressed table; compress it with lighttoken.compress")
         config = LighttokenConfig(**description)
         empty = config.empty_table()
-        shards = [safe_open(file, "pt") for file in sorted(directory.glob("*.safetensors"))]
-        shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
-        # The embedding is where all of its buffers are, under one prefix.
-        names = {name: "weight" if name == "codes" else buffer_name(name) for name in empty.tensors}
-        prefixes = [name.removesuffix("bias") for name in shard_of if name.rpartition(".")[2] == "bias"]
-        (prefix,) = (prefix for prefix in prefixes if all(prefix + name in shard_of for name in names.values()))
-        tensors = {}
-        for name, like in empty.tensors.items():
-            path = prefix + names[name]
-            tensors[name] = shard_of[path].get_tensor(path).view(like.dtype).view(like.shape)
+        stored = _find_stored(sorted(directory.glob("*.safetensors")), empty.tensors)
+        tensors = {name: shard.get_tensor(path) for name, (shard, path) in stored.items()}
+        tensors = {name: tensor.view(empty.tensors[name].dtype) for name, tensor in tensors.items()}
+        tensors = {name: tensor.view(empty.tensors[name].shape) for name, tensor in tensors.items()}
         compressed = replace(empty, tensors=tensors)
-        compressed.check()
         config.check(compressed)
-    except LighttokenError:
-        raise
-    except (OSError, *DAMAGES) as error:
-        raise LighttokenError(f"{directory} is damaged ({type(error).__name__}: {error}); make it again") from error
     return compressed
+
+
+def _without_content(name: str, described: Any) -> Tensor:
+    """A tensor on the meta device. Raises ValueError unless `described` is [type, shape] of a stored tensor."""
+    if type(described) is list and len(described) == 2:
+        dtype, shape = described
+        if dtype in list(TYPES) and type(shape) is list and all(type(n) is int and n >= 0 for n in shape):
+            return torch.empty(shape, dtype=TYPES[dtype], device="meta")
+    raise ValueError(f"{shorten(name)} is {shorten(repr(described))} instead of [type, shape]")
+
+
+def _find_stored(shards: Sequence[Path], like: Tensors) -> dict[str, tuple[Any, str]]:
+    """Where the tensors of a compressed table lie: name -> open shard and name in it; `like` has no content.
+
+    Raises ValueError unless there is one embedding that has them all, in the shapes and types of `storage`.
+    """
+    for path in shards:
+        with path.open("rb") as file:
+            if (header := int.from_bytes(file.read(8), "little")) > MAX_HEADER:
+                raise ValueError(f"the header of {path.name} has {header} bytes instead of at most {MAX_HEADER}")
+    shard_of = {name: shard for shard in (safe_open(path, "pt") for path in shards) for name in shard.keys()}  # noqa: SIM118
+    # The embedding is where all of its buffers are, under one prefix.
+    names = {name: "weight" if name == "codes" else buffer_name(name) for name in like}
+    prefixes = [name.removesuffix("bias") for name in shard_of if name.rpartition(".")[2] == "bias"]
+    prefixes = [prefix for prefix in prefixes if all(prefix + name in shard_of for name in names.values())]
+    if len(prefixes) != 1:
+        raise ValueError(f"{len(prefixes)} embeddings instead of one have the tensors {', '.join(names.values())}")
+    stored = {name: (shard_of[prefixes[0] + own], prefixes[0] + own) for name, own in names.items()}
+    for name, (shard, full_name) in stored.items():
+        part, integers = shard.get_slice(full_name), as_integers(name, like[name])
+        found, expected = (part.get_dtype(), part.get_shape()), (_NAMES[integers.dtype], list(integers.shape))
+        if found != expected:
+            raise ValueError(f"{full_name} has {found} instead of {expected}")
+    return stored
 
 
 def _find(model: PreTrainedModel) -> tuple[str, CompressedEmbedding]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lighttoken.artifact.layout import MAX_VALUE
 from lighttoken.artifact.table import CompressedTable, hash_table
 from lighttoken.codec.inputs import check_importance, check_ratio, check_table, plain_arithmetic
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
@@ -90,7 +91,7 @@ def compress_table(
     # 4. Measure the errors and the bytes of the result.
     compressed = replace(empty, tensors={name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     errors = table_errors(table, compressed.decode(), importance.weights)
-    if not math.isfinite(errors["nmse"]):
+    if not math.isfinite(errors["nmse"]) or float(table.abs().max()) > MAX_VALUE:
         cure = "scale the table down"
         if hasattr(codec, "matrix_precision"):
             cure = "choose int8 or float32 for coefficient_precision and matrix_precision"

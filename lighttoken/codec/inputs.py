@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from lighttoken.artifact.description import MAX_ROWS
 from lighttoken.codec.interface import Importance
 from lighttoken.errors import LighttokenError
 
@@ -40,12 +41,19 @@ def check_ratio(ratio: Any) -> float:
 
 
 def check_table(table: Any) -> Float32[Tensor, "V d"]:
-    """The table in float32 on the CPU. Raises LighttokenError unless it is a matrix of finite numbers."""
+    """The table in float32 on the CPU. Raises LighttokenError unless it is a matrix of finite numbers.
+
+    It has at most `MAX_ROWS` rows and columns.
+    """
     table = _tensor(table, "a table")
     if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
         raise LighttokenError(
             f"a table is a float matrix (V, d), got {table.dtype} of shape {tuple(table.shape)}; "
             "pass model.get_input_embeddings().weight"
+        )
+    if max(table.shape) > MAX_ROWS:  # else an artifact is written that no reader takes
+        raise LighttokenError(
+            f"a table has at most {MAX_ROWS} rows and columns, got shape {tuple(table.shape)}; compress it in parts"
         )
     table = table.detach().float().cpu()
     table = table.clone() if table.is_inference() else table  # autograd cannot record inference tensors

@@ -42,7 +42,7 @@ def test_a_tensor_that_is_missing_or_too_many_is_refused(compressed):
         tensors = {other: t for other, t in compressed.tensors.items() if other != name}
         with pytest.raises(ValueError, match=f"no tensor '{name}'"):
             replace(compressed, tensors=tensors).check()
-    with pytest.raises(ValueError, match="extra has shape"):
+    with pytest.raises(ValueError, match="'extra' is a tensor that this form does not have"):
         replace(compressed, tensors=compressed.tensors | {"extra": torch.zeros(2)}).check()
 
 

@@ -155,6 +155,21 @@ def without_bias(folder):
     forge()(folder)
 
 
+def with_tensors(**tensors):
+    """Other tensors, with the hash that they should have."""
+
+    def harm(folder):
+        save_file(load_file(folder / TENSORS_FILE) | tensors, folder / TENSORS_FILE)
+        forge()(folder)
+
+    return harm
+
+
+def large_header(folder):
+    save_file({f"{i:050}": torch.zeros(0) for i in range(2000)}, folder / TENSORS_FILE)
+    forge()(folder)
+
+
 def missing_metadata(folder):
     (folder / METADATA_FILE).unlink()
 
@@ -179,6 +194,13 @@ def missing_metadata(folder):
         (forge(settings=None), METADATA_FILE, "make it again"),
         (change(format_version="1"), METADATA_FILE, ""),
         (without_bias, METADATA_FILE, "make it again"),
+        (with_tensors(decoder=torch.full((16, 6), torch.nan)), METADATA_FILE, "make it again"),
+        (with_tensors(**{"a\nb": torch.zeros(1)}), METADATA_FILE, "make it again"),
+        (with_tensors(bias=torch.zeros(6, dtype=torch.float64)), METADATA_FILE, "make it again"),
+        (forge(shape=[2**31, 6]), METADATA_FILE, "make it again"),
+        (forge(format_version=None), METADATA_FILE, "make it again"),
+        (forge(format_version="6\n" * 300), METADATA_FILE, "make it again"),
+        (large_header, METADATA_FILE, "make it again"),
     ],
 )
 def test_a_bad_artifact_is_refused_with_the_file_and_the_cure(tmp_path, harm, names, cure):
@@ -190,6 +212,7 @@ def test_a_bad_artifact_is_refused_with_the_file_and_the_cure(tmp_path, harm, na
     assert str(tmp_path / names) in message
     assert cure in message
     assert "\n" not in message
+    assert len(message) < 200 + 2 * len(str(tmp_path / TENSORS_FILE))
 
 
 def test_a_write_that_fails_keeps_the_old_artifact_and_leaves_no_debris(tmp_path):
@@ -218,9 +241,9 @@ def test_hash_is_of_the_float32_values():
     assert hash_table(table) != hash_table(table + 1)
 
 
-def shorter(name):
+def shorter(*names):
     def harm(stored):
-        return stored | {name: stored[name][:-1].clone()}
+        return stored | {name: stored[name][:-1].clone() for name in names}
 
     return harm
 
@@ -231,8 +254,10 @@ def shorter(name):
         (shorter("codes"), "codes has shape"),
         (shorter("tiers"), "tiers"),
         (shorter("gain"), "gain has shape"),
-        (shorter("decoder"), "lead beyond the decoder's"),
-        (lambda stored: stored | {"steps": stored["steps"][:1].clone()}, "rows of tier"),
+        (shorter("decoder"), "decoder.scale has shape"),
+        (shorter("decoder", "decoder.scale"), "lead beyond the decoder's"),
+        (shorter("steps"), "gain has shape"),
+        (shorter("steps", "gain", "gain.scale"), "rows of tier"),
         (lambda stored: {name: t for name, t in stored.items() if name != "tiers"}, "no tensor 'tiers'"),
     ],
 )

@@ -1,3 +1,6 @@
+import tracemalloc
+import zlib
+
 import pytest
 import torch
 
@@ -77,6 +80,10 @@ def test_tiers_of_another_table_or_damaged_are_refused():
     packed = pack_tiers(torch.zeros(10, dtype=torch.uint8))
     with pytest.raises(ValueError, match="tiers of 10 rows instead of 20"):
         unpack_tiers(packed, 20)
+    with pytest.raises(ValueError, match="tiers of more than 8 rows"):
+        unpack_tiers(packed, 8)
+    with pytest.raises(ValueError, match="tiers of more than 10 rows"):
+        unpack_tiers(torch.cat([packed, packed[:1]]), 10)
     with pytest.raises(ValueError, match="tiers"):
         unpack_tiers(packed[:-6], 10)
 
@@ -86,3 +93,13 @@ def test_tiers_of_another_table_or_damaged_are_refused():
 def test_a_step_is_one_byte(vector, bits):
     packed = torch.tensor([[pack_step(vector, bits)]], dtype=torch.uint8)
     assert [part.item() for part in unpack_steps(packed)] == [vector, bits]
+
+
+def test_tiers_that_unpack_to_much_are_refused_without_being_unpacked():
+    bomb = torch.frombuffer(bytearray(zlib.compress(bytes(50_000_000), 1)), dtype=torch.uint8)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="tiers of more than 600 rows"):
+        unpack_tiers(bomb, 600)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000 + 2 * len(bomb)

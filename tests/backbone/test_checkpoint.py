@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.artifact.table import FORMAT_VERSION
-from lighttoken.backbone.checkpoint import read_checkpoint
+from lighttoken.backbone.checkpoint import LighttokenConfig, read_checkpoint
 from lighttoken.backbone.embedding import CompressedHead, set_trainable
 from lighttoken.codec.lighttoken.method import LightToken
 
+SAMPLES = Path(__file__).parents[1] / "samples" / "format_4"
 IDS = torch.arange(1, 19).view(2, 9)
 TRELLIS = LightToken(state_bits=6, tiers=2, decoder_precision="int8")  # a plan without a search
 
@@ -148,11 +150,10 @@ def test_a_table_that_is_not_the_one_that_was_saved_is_refused(make_model, tmp_p
 
 
 def test_a_checkpoint_of_format_4_is_read_and_saved_as_the_current_one(tmp_path):
-    samples = Path(__file__).parents[1] / "samples" / "format_4"
-    model = AutoModelForMaskedLM.from_pretrained(samples / "checkpoint").eval()
-    rows = load_file(samples / "checkpoint_rows.safetensors")["rows"]  # of the code that made it, every 20th
+    model = AutoModelForMaskedLM.from_pretrained(SAMPLES / "checkpoint").eval()
+    rows = load_file(SAMPLES / "checkpoint_rows.safetensors")["rows"]  # of the code that made it, every 20th
     torch.testing.assert_close(model.get_input_embeddings().weight[::20], rows)
-    assert torch.equal(read_checkpoint(samples / "checkpoint").decode()[::20], rows)
+    assert torch.equal(read_checkpoint(SAMPLES / "checkpoint").decode()[::20], rows)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert (config["format_version"], config["form"]["name"]) == (FORMAT_VERSION, "trellis")
@@ -176,3 +177,72 @@ def test_a_damaged_shard_is_refused(make_model, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(Exception, match=r"model\.safetensors|incomplete|deserializ"):
         AutoModel.from_pretrained(tmp_path)
+
+
+BAD_DESCRIPTIONS = [
+    *({"format_version": version} for version in (None, "5", True)),
+    *({"shape": shape} for shape in ([], {}, [200], [2**40, 32], [True, 32])),
+    *({"tensors": tensors} for tensors in (None, [], {"codes": None}, {"codes": ["matmul", [1]]})),
+    {"tensors": {"codes": ["uint8", [2**40]]}},
+    *({"tie": tie} for tie in ("both", [], None)),
+    {"form": {"name": "trellis", "state_bits": 6.0}},
+    {"settings": {"ratio": float("nan")}},
+    {"summary": None},
+    {"self": 1},
+    {"to_dict": 1},
+]
+
+
+@pytest.mark.parametrize("change", BAD_DESCRIPTIONS, ids=str)
+def test_a_description_of_no_table_is_refused_by_both_readers(tmp_path, change):
+    folder = shutil.copytree(SAMPLES / "checkpoint", tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    description = config["quantization_config"]
+    if isinstance(change.get("tensors"), dict):
+        change = {"tensors": description["tensors"] | change["tensors"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": description | change}))
+    for read in (read_checkpoint, AutoModelForMaskedLM.from_pretrained):
+        with pytest.raises(LighttokenError) as caught:
+            read(folder)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 300
+        assert "make it again" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape", "type", "nan"])
+def test_stored_tensors_that_do_not_fit_are_refused_by_both_readers(tmp_path, damage):
+    folder = shutil.copytree(SAMPLES / "checkpoint", tmp_path / "checkpoint")
+    tensors, name = load_file(folder / "model.safetensors"), "bert.embeddings.word_embeddings.gain_scale"
+    scale = tensors.pop(name)
+    if damage != "missing":
+        nan = torch.full_like(scale.view(torch.float32), torch.nan).view(torch.int32)
+        tensors[name] = {"shape": scale.flatten(), "type": scale.view(torch.float32), "nan": nan}[damage]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if damage == "nan":
+        fit_hash(folder, tensors)
+    expected = {"missing": "embeddings instead of one", "nan": "gain.scale has NaN"}.get(damage, "gain_scale has")
+    for read in (read_checkpoint, AutoModelForMaskedLM.from_pretrained):
+        with pytest.raises(LighttokenError, match=f"damaged .*{expected}.*make it again"):
+            read(folder)
+
+
+def fit_hash(folder, tensors):
+    """Give a checkpoint of the sample the hash that its tensors should have."""
+    config = json.loads((folder / "config.json").read_text())
+    description = LighttokenConfig(**config["quantization_config"])
+    own = {name.rpartition("word_embeddings.")[2]: tensor for name, tensor in tensors.items()}
+    stored = {
+        name: own["weight" if name == "codes" else name.replace(".", "_")].view(getattr(torch, dtype)).view(shape)
+        for name, (dtype, shape) in description.tensors.items()
+    }
+    config["quantization_config"]["sha256"] = description.digest(stored)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_what_is_no_compressed_checkpoint_is_named(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for value in (None, [], "lighttoken", {"quant_method": "other"}):
+        config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": value}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(LighttokenError, match="has no compressed table; compress it with lighttoken.compress"):
+            read_checkpoint(tmp_path)

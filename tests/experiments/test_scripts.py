@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-from experiments import embedding_speed, scaling
+from experiments import damaged_files, embedding_speed, scaling
 from experiments.rows import RowFile, markdown
 from experiments.tables import synthetic_table
 
@@ -123,3 +123,13 @@ def test_settings_of_the_prior_are_compared_on_the_same_texts_and_computed_once(
     assert second["sst2"] != first["sst2"]
     with pytest.raises(SystemExit):
         run("0.4,1e-7", "--tasks", "nothing")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_refused_or_are_those_of_another_table(tmp_path):
+    counts = damaged_files.run(tmp_path, range(60))
+    assert sum(counts.values()) == 60
+    bad = [row for row in counts if row[3] not in damaged_files.GOOD]
+    assert not bad, bad
+    assert {row[3] for row in counts} >= {"refused", "equal rows", "other rows"}
+    assert "checkpoint" in {row[0] for row in counts}

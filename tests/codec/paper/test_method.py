@@ -169,6 +169,7 @@ def with_nan(table):
         (lambda table: {"ratio": 1000.0}, r"ratio 1000 cannot be met: lighttoken_paper reaches up to \d+"),
         (lambda table: {"table": with_nan(table)}, "NaN or infinite values in 2 of 1200 rows, the first in row 3"),
         (lambda table: {"table": table[0]}, r"a table is a float matrix \(V, d\), got torch.float32 of shape \(32,\)"),
+        (lambda table: {"table": table[:1, :1].expand(2**22 + 1, 1)}, r"at most 4194304 .* got shape \(4194305, 1\)"),
         (lambda table: {"table": table.long()}, r"got torch.int64 of shape \(1200, 32\)"),
         (lambda table: {"weights": torch.ones(5)}, r"weights have shape \(5,\) and the table 1200 rows"),
         (lambda table: {"weights": -torch.ones(1200)}, "positive numbers, got a minimum of -1"),
