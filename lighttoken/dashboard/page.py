@@ -20,6 +20,7 @@ from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
 from lighttoken.dashboard.gather import Point, Run, dotted, points
 from lighttoken.dashboard.style import CURVE_COLOURS, legend_position, style
+from lighttoken.run.reading import path_text, plain_text
 
 PAGE_FILE = "index.html"
 WEB = Path(__file__).parent / "web"
@@ -76,15 +77,15 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
         "id": run.name,
         "label": run.label,
         "colour": style(run.codec)["colour"],
-        "folder": str(directory),
-        "link": quote(os.path.relpath(directory, folder.resolve())) + "/" if has_link else None,
+        "folder": path_text(directory),
+        "link": quote(os.fsencode(os.path.relpath(directory, folder.resolve()))) + "/" if has_link else None,
         "score": run.score,
         "retention": run.retention,
         "nmse": 0.0 if run.codec == "none" else record["compression"].get("nmse"),
         "total_seconds": sum(record["seconds"].values()),
         "bytes_by_part": record["compression"].get("bytes_by_part") or {},
         "compression": {k: v for k, v in dotted(record["compression"]).items() if isinstance(v, (int, float, str))},
-        "config": {k: json.dumps(v) for k, v in dotted(record["config"]).items()},
+        "config": {k: plain_text(json.dumps(v)) for k, v in dotted(record["config"]).items()},
         "curves": run.curves,
     }
 

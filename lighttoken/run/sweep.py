@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from lighttoken.artifact.files import make_directory, write_atomically
-from lighttoken.run.records import RECORD_FILE, asked_for, make_paths_absolute, read_records
+from lighttoken.run.reading import RECORD_FILE, read_records
+from lighttoken.run.records import asked_for, make_paths_absolute
 
 log = logging.getLogger(__name__)
 
