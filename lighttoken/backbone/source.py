@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,17 +131,7 @@ class Backbone:
         swap_embedding(model, compressed, tie)
         source = Path(self.source())
         if (source / "modules.json").is_file():
-            for file in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md"):
-                if (source / file).is_file():
-                    shutil.copy(source / file, directory)
-            for module in json.loads((source / "modules.json").read_text()):
-                if not (source / module["path"]).resolve().is_relative_to(source.resolve()):
-                    raise LighttokenError(
-                        f"{source / 'modules.json'} names {module['path']!r}, which is outside its folder; "
-                        "use a checkpoint that you trust"
-                    )
-                if module["path"] and (source / module["path"]).is_dir():
-                    shutil.copytree(source / module["path"], directory / module["path"], dirs_exist_ok=True)
+            _copy_modules(source, directory)
         model.save_pretrained(directory)
         self._load(AutoTokenizer).save_pretrained(directory)
         return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
@@ -171,6 +165,41 @@ class Backbone:
             if "tiktoken" in reason or "sentencepiece" in reason:
                 cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
+
+
+def _copy_modules(source: Path, directory: Path) -> None:
+    """Copy what a sentence-transformers folder has besides the model.
+
+    Links that lead out of the folder, links to folders and pipes are left out, with a warning. Raises LighttokenError
+    if `modules.json` names a folder outside.
+    """
+    root = source.resolve()
+    roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]  # the hub's cache
+
+    def unfit(folder: str, names: Iterable[str]) -> set[str]:
+        paths = [Path(folder, name) for name in names]
+        left_out = {
+            path
+            for path in paths
+            if not any(Path(os.path.realpath(path)).is_relative_to(inside) for inside in roots)
+            or not (path.is_file() or (path.is_dir() and not path.is_symlink()))
+        }
+        for path in sorted(left_out):
+            log.warning("left out %s: it is no file or folder inside %s", path, source)
+        return {path.name for path in left_out}
+
+    files = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md")
+    present = {name for name in files if (source / name).exists()}
+    for name in present - unfit(str(source), present):
+        shutil.copy(source / name, directory)
+    for module in json.loads((source / "modules.json").read_text()):
+        if not (source / module["path"]).resolve().is_relative_to(root):
+            raise LighttokenError(
+                f"{source / 'modules.json'} names {module['path']!r}, which is outside its folder; "
+                "use a checkpoint that you trust"
+            )
+        if module["path"] and (source / module["path"]).is_dir():
+            shutil.copytree(source / module["path"], directory / module["path"], ignore=unfit, dirs_exist_ok=True)
 
 
 @contextmanager
