@@ -16,7 +16,7 @@ MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "st
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 PANEL_INCHES = (4.6, 3.4)
 TITLE_WIDTH = 56  # characters that fit above a panel
-MAX_PANELS, MAX_LABELS = 60, 60  # in a figure; matplotlib draws no picture that is 65,536 pixels high
+MAX_PANELS, MAX_LABELS = 30, 60  # in a figure; with 60 panels, the layout takes a minute
 
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
