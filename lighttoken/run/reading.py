@@ -50,12 +50,17 @@ def read_records(root: Path, left_out: dict[Path, str] | None = None) -> list[di
 
 def leave_out(path: Path, error: Exception, left_out: dict[Path, str] | None = None) -> None:
     """Name a file that is left out and the reason, in a line of the log and in `left_out`."""
-    reason = str(error) if isinstance(error, LighttokenError) else f"{type(error).__name__}: {error}"
-    reason = plain_text(" ".join(reason.split()), MAX_NAME)
+    reason = reason_of(error)
     path = path.parent.resolve() / path.name  # the same for folders that overlap
     _warn_once(path_text(path), reason)
     if left_out is not None:
         left_out[path] = reason
+
+
+def reason_of(error: Exception, limit: int = MAX_NAME) -> str:
+    """An error in one line of `limit` characters at most."""
+    text = str(error) if isinstance(error, LighttokenError) else f"{type(error).__name__}: {error}"
+    return plain_text(" ".join(text.split()), limit)
 
 
 @lru_cache(maxsize=10_000)
