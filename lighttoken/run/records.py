@@ -27,6 +27,7 @@ from lighttoken.backbone.precision import model_bytes
 from lighttoken.errors import LighttokenError
 from lighttoken.run.process import this_process
 from lighttoken.run.reading import RECORD_FILE, read_records
+from lighttoken.run.secrets import masked
 from lighttoken.version import __version__
 
 log = logging.getLogger(__name__)
@@ -88,10 +89,13 @@ class Record:
     process: dict[str, Any] = field(default_factory=this_process)  # readers call its run lost once it is gone
 
     def save(self) -> None:
-        """Write record.json whole or not at all. Raises LighttokenError if the run folder cannot be written."""
+        """Write record.json whole or not at all, without keys and passwords.
+
+        Raises LighttokenError if the run folder cannot be written.
+        """
         content = {"status": self.status} | {k: v for k, v in asdict(self).items() if k != "directory"}
         make_directory(self.directory)
-        write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
+        write_atomically(self.directory / RECORD_FILE, masked(json.dumps(content, indent=2)).encode())
 
     def add_model(self, model: nn.Module, table: torch.Tensor) -> None:
         """Enter the sizes of the uncompressed model and of its table, both in float32."""
