@@ -41,7 +41,7 @@ class ProcessLauncher(Launcher):
         Raises LighttokenError for a missing package and for commands other than lighttoken.train.
         """
         from lighttoken.run import sweep
-        from lighttoken.run.records import read_records
+        from lighttoken.run.reading import read_records
 
         if self.config.hydra.job.config_name != "train":
             raise LighttokenError("this hydra/launcher is for lighttoken.train; leave it out")
@@ -199,7 +199,7 @@ class OptunaSweeper(Sweeper):
         from optuna.trial import TrialState
 
         from lighttoken.run.average import task_score
-        from lighttoken.run.records import read_records
+        from lighttoken.run.reading import read_records
 
         # Values of the command line replace those of the config. Sweeps among them are searched, the others fixed.
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]

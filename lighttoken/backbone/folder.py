@@ -1,6 +1,7 @@
 """The files of a checkpoint: what a compressed checkpoint takes over from the original one."""
 
 import json
+import logging
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from lighttoken.errors import LighttokenError
+
+log = logging.getLogger(__name__)
 
 # Files that hold the weights of the original model, in any framework.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")
@@ -17,11 +22,17 @@ WEIGHTS += (".index.json", ".mlmodel", ".tflite")
 def copy_rest(source: Path, target: Path) -> None:
     """Copy all files of a checkpoint but its weights. The folders of sentence-transformers' modules keep theirs.
 
-    A link that leads out of the folder is left out, unless it leads to the blobs of the hub's cache.
+    Links to folders, links that lead out of the folder, but for those to the blobs of the hub's cache, and whatever is
+    no file are left out, with a warning. Raises LighttokenError if `modules.json` names a folder outside.
     """
     modules = source / "modules.json"
     named = [entry["path"] for entry in json.loads(modules.read_bytes())] if modules.is_file() else []
     keep = [(source / name).resolve() for name in named if name]
+    for name, folder in zip(filter(None, named), keep, strict=True):
+        if not folder.is_relative_to(source.resolve()):
+            raise LighttokenError(
+                f"{modules} names {name!r}, which is outside its folder; use a checkpoint that you trust"
+            )
     for file in _files(source):
         if not file.name.endswith(WEIGHTS) or any(file.parent.resolve().is_relative_to(folder) for folder in keep):
             copy = target / file.relative_to(source)
@@ -46,10 +57,13 @@ def read_tensors(source: Path, names: Collection[str]) -> dict[str, Tensor]:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    inside = [source.resolve()]
-    if source.resolve().parent.name == "snapshots":
-        inside.append(source.resolve().parents[1] / "blobs")
-    for file in sorted(source.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
-        if file.is_file() and not hidden and any(file.resolve().is_relative_to(folder) for folder in inside):
-            yield file
+    """The files of a folder and of its folders, without hidden ones."""
+    root = source.resolve()
+    roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]  # the hub's cache
+    for path in sorted(source.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(source).parts):
+            continue
+        if path.is_file() and any(path.resolve().is_relative_to(folder) for folder in roots):
+            yield path
+        elif path.is_symlink() or not path.is_dir():
+            log.warning("left out %s: it is no file or folder inside %s", path, source)

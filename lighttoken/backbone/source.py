@@ -29,6 +29,8 @@ from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Backbone:

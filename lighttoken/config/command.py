@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from lighttoken.config.check import check
 from lighttoken.config.messages import one_line
 from lighttoken.config.schema import config_dir, register
+from lighttoken.run.secrets import refuse_secrets
 from lighttoken.run.sweep import run_here
 
 
@@ -41,6 +42,7 @@ def run_command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
         return checked(config)
 
     with _one_line_errors(message, show_traceback):
+        refuse_secrets(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
 
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lighttoken.config.schema import config_dir
 from lighttoken.config.signatures import cure, parameters
 from lighttoken.errors import LighttokenError
+from lighttoken.run.secrets import masked
 
 CANNOT_WRITE = {
     errno.ENOSPC: "free space there or set another output folder",
@@ -28,7 +29,15 @@ CANNOT_WRITE = {
 
 
 def one_line(error: BaseException, config_name: str) -> str | None:
-    """The message of an error that the user can cure, in one line with the cure; None for a defect of this code."""
+    """The message of an error that the user can cure, in one line with the cure; None for a defect of this code.
+
+    It has no keys and no passwords.
+    """
+    line = _line(error, config_name)
+    return None if line is None else masked(line)
+
+
+def _line(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, HydraException) and isinstance(error.__cause__, LighttokenError):
         error = error.__cause__
     if isinstance(error, LighttokenError):

@@ -229,7 +229,7 @@ def _stages(run: Run, quantity: str) -> list[Series]:
     steps: dict[int, float] = defaultdict(float)  # stage -> its last step, in any curve
     for name, curve in run.curves.items():
         stage = name.partition("/")[0].removeprefix("stage")
-        if stage.isdigit():
+        if stage.isdecimal() and len(stage) < 9:
             steps[int(stage)] = max(steps[int(stage)], *(step for step, _ in curve))
     series: list[Series] = []
     offset = 0.0

@@ -16,6 +16,7 @@ MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "st
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 PANEL_INCHES = (4.6, 3.4)
 TITLE_WIDTH = 56  # characters that fit above a panel
+MAX_PANELS, MAX_LABELS = 30, 60  # in a figure; with 60 panels, the layout takes a minute
 
 
 def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
@@ -34,12 +35,16 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
 
 
 def draw(chart: Chart) -> Figure:
-    """A matplotlib figure with a subplot for every panel and one legend for all."""
-    columns = min(chart.columns, len(chart.panels))
-    rows = -(-len(chart.panels) // columns)
+    """A matplotlib figure with a subplot for every panel and one legend for all.
+
+    It has MAX_PANELS panels and MAX_LABELS labels at most, and says so in the title; the page has all.
+    """
+    panels = chart.panels[:MAX_PANELS]
+    columns = min(chart.columns, len(panels))
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(max(6.0, columns * PANEL_INCHES[0]), rows * PANEL_INCHES[1] + 1), layout="constrained")
     handles: dict[str, Any] = {}
-    for i, panel in enumerate(chart.panels):
+    for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         for series in panel.series:
             drawn = axes.errorbar(
@@ -57,9 +62,12 @@ def draw(chart: Chart) -> Figure:
             )
             handles.setdefault(series.label, drawn)
         _set_axes(axes, panel)
-    figure.suptitle(chart.title)
-    texts = [_plain(label) for label in handles]
-    figure.legend(handles.values(), texts, loc="outside lower center", ncols=2 * columns, frameon=False)
+    shown = "" if len(panels) == len(chart.panels) else f": {len(panels)} of {len(chart.panels)} panels"
+    if len(handles) > MAX_LABELS:
+        shown += f"; {MAX_LABELS} of {len(handles)} labels"
+    figure.suptitle(chart.title + shown)
+    texts = [_plain(label) for label in handles][:MAX_LABELS]
+    figure.legend([*handles.values()][:MAX_LABELS], texts, loc="outside lower center", ncols=2 * columns, frameon=False)
     return figure
 
 

@@ -2,9 +2,9 @@
 
 import csv
 import json
-import logging
 import math
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,24 +12,19 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
+from zlib import crc32
 
 from lighttoken.run.average import task_score
-from lighttoken.run.records import is_reference, read_records, recipe, retention
-
-log = logging.getLogger(__name__)
+from lighttoken.run.reading import LARGEST, MAX_NAME, RECORD_FILE, leave_out, path_text, plain_text, read_records
+from lighttoken.run.records import is_reference, recipe, retention
 
 T = TypeVar("T")
 K = TypeVar("K")
 CURVES_FILE = "metrics.csv"
+MAX_CURVE_BYTES = 200_000_000  # of a metrics.csv
+MAX_CURVES = 300  # of a run
 CURVE_POINTS = 60  # of a curve at most, so that hundreds of runs fit into a page
 Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
-# What records of earlier versions lack.
-DEFAULTS: dict[str, Any] = {
-    **{"task": "?", "model": "?", "seed": 0},
-    **{name: {} for name in ("table", "compression", "seconds", "hardware", "versions")},
-    **dict.fromkeys(("ratio", "ratio_asked", "error", "artifact", "git_commit")),
-    **dict.fromkeys(("table_bytes", "artifact_bytes", "model_bytes", "stored_bytes")),
-}
 
 
 @dataclass
@@ -133,18 +128,16 @@ class Point:
         return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
 
 
-def gather(folders: Sequence[Path]) -> list[Run]:
-    """The runs under folders, latest first. A record with odd content is left out with a warning."""
+def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> list[Run]:
+    """The runs under folders, latest first. An odd record is left out; a warning and `left_out` say why."""
     common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    records = {Path(record["directory"]).resolve(): record for folder in folders for record in read_records(folder)}
+    records = [record for folder in folders for record in read_records(folder, left_out)]
     runs = []
-    for directory, record in records.items():
+    for directory, record in {Path(record["directory"]).resolve(): record for record in records}.items():
         try:
-            run = Run(_complete(record), os.path.relpath(directory, common), _read_curves(directory))
-            _ = run.score, recipe(run.record["config"])
-            runs.append(run)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            log.warning("left out %s: %s: %s", directory / "record.json", type(error).__name__, error)
+            runs.append(Run(record, path_text(os.path.relpath(directory, common)), _read_curves(directory)))
+        except Exception as error:  # whatever is wrong with one run, the others are shown
+            leave_out(directory / RECORD_FILE, error, left_out)
     for run, text in _differences(runs, lambda run: run.codec, _codec_settings):
         run.variant = text
     for run, text in _differences(runs, lambda run: (run.record["task"], run.record["model"]), _recipe_settings):
@@ -202,32 +195,6 @@ def dotted(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _complete(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the defaults that it lacks. Raises TypeError or AttributeError for a value of a wrong type."""
-
-    def require(valid: object, name: str, value: object) -> None:
-        if not valid:
-            raise TypeError(f"{name} is {value!r}")
-
-    whole = DEFAULTS | record
-    for name in ("config", "metrics", "table", "compression", "seconds", "hardware"):
-        require(isinstance(whole[name], dict), name, whole[name])
-    finetune = whole["config"].get("finetune") or {}
-    require(isinstance(finetune, dict), "config.finetune", finetune)
-    require(isinstance(whole["seed"], int), "seed", whole["seed"])
-    numbers = {name: whole[name] for name in ("ratio", "ratio_asked") if whole[name] is not None}
-    numbers |= {name: whole["compression"][name] for name in ("nmse", "weighted_nmse") if name in whole["compression"]}
-    for name, value in (numbers | whole["seconds"]).items():
-        require(isinstance(value, (int, float)) and math.isfinite(value), name, value)
-    for name in ("singular_values", "gaussian_bound") if whole["table"] else ():
-        curve = whole["table"].get(name, {})
-        same_length = len({len(values) for values in curve.values()}) < 2
-        require(same_length and (curve or name == "gaussian_bound"), f"table.{name}", curve)
-    tenths = whole["compression"].get("nmse_by_frequency_tenth")
-    require(not tenths or len(tenths) == 10, "nmse_by_frequency_tenth", tenths)
-    return whole
-
-
 def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     config = record["config"]
     settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
@@ -258,7 +225,12 @@ def _differences(
         for run, config in zip(group, configs, strict=True):
             values = [config.get(path, "null") for path in paths]
             parts = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
-            yield run, ", ".join(parts).replace('"', "")
+            yield run, _shortened(", ".join(parts).replace('"', ""))
+
+
+def _shortened(text: str) -> str:
+    """A text that fits into a legend. Two texts that differ still do."""
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 10]}… {crc32(text.encode()):08x}"
 
 
 def _text(path: str, value: Any) -> str:
@@ -269,7 +241,10 @@ def _text(path: str, value: Any) -> str:
 def _read_curves(directory: Path) -> Curves:
     path = directory / CURVES_FILE
     try:
-        return _parse_curves(path, path.stat().st_mtime_ns)
+        info = path.stat()
+        # A pipe would keep its reader waiting.
+        is_readable = stat.S_ISREG(info.st_mode) and info.st_size <= MAX_CURVE_BYTES
+        return _parse_curves(path, info.st_mtime_ns) if is_readable else {}
     except (OSError, csv.Error, UnicodeDecodeError):
         return {}
 
@@ -286,7 +261,8 @@ def _parse_curves(path: Path, changed: int) -> Curves:
                 is_curve = name and name != "epoch" and not name.startswith("table/")
                 if is_curve and step is not None and value is not None:
                     curves[name].append((step, value))
-    return {name: _thin(curve) for name, curve in curves.items()}
+    names = sorted(curves)[:MAX_CURVES]
+    return {plain_text(" ".join(name.split()), MAX_NAME): _thin(curves[name]) for name in names}
 
 
 def _number(cell: Any) -> float | None:
@@ -294,7 +270,7 @@ def _number(cell: Any) -> float | None:
         value = float(cell)
     except (TypeError, ValueError):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None  # nor infinity, nor NaN
 
 
 def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -6,10 +6,11 @@ import html
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -20,8 +21,10 @@ from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
 from lighttoken.dashboard.gather import Point, Run, dotted, points
 from lighttoken.dashboard.style import CURVE_COLOURS, legend_position, style
+from lighttoken.run.reading import path_text, plain_text
 
 PAGE_FILE = "index.html"
+MAX_NAMED = 100  # records that are left out
 WEB = Path(__file__).parent / "web"
 SCRIPTS = ("elements.js", "charts.js", "tables.js", "run.js", "page.js")  # one script on the page, in this order
 RECORD_FIELDS = (  # which the page has unchanged
@@ -32,12 +35,18 @@ RECORD_FIELDS = (  # which the page has unchanged
 
 
 def write_page(
-    runs: Sequence[Run], charts: Sequence[Chart], folder: Path, refresh: float | None = None, root: Path | None = None
+    runs: Sequence[Run],
+    charts: Sequence[Chart],
+    folder: Path,
+    refresh: float | None = None,
+    root: Path | None = None,
+    left_out: Mapping[Path, str] = MappingProxyType({}),
 ) -> Path:
     """Write index.html whole or not at all; returns its path.
 
     With `refresh` the page reloads itself every `refresh` seconds. Links to run folders are relative to `folder`. With
-    `root`, the folder that a server shows, there are no links to run folders outside of it.
+    `root`, the folder that a server shows, there are no links to run folders outside of it. The page names the records
+    that are `left_out`, with the reasons.
     """
     data = {
         "refresh": refresh,
@@ -58,6 +67,7 @@ def write_page(
         "WRITTEN": html.escape(
             f"{summary if runs else 'no runs yet'}; written {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         ),
+        "LEFT_OUT": _note(left_out),
         "SECTIONS": "\n".join(map(_section, charts)),
     }
     pieces = (WEB / "page.html").read_text().split("@@")  # text, name, text, name, ..., text
@@ -76,15 +86,15 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
         "id": run.name,
         "label": run.label,
         "colour": style(run.codec)["colour"],
-        "folder": str(directory),
-        "link": quote(os.path.relpath(directory, folder.resolve())) + "/" if has_link else None,
+        "folder": path_text(directory),
+        "link": quote(os.fsencode(os.path.relpath(directory, folder.resolve()))) + "/" if has_link else None,
         "score": run.score,
         "retention": run.retention,
         "nmse": 0.0 if run.codec == "none" else record["compression"].get("nmse"),
         "total_seconds": sum(record["seconds"].values()),
         "bytes_by_part": record["compression"].get("bytes_by_part") or {},
         "compression": {k: v for k, v in dotted(record["compression"]).items() if isinstance(v, (int, float, str))},
-        "config": {k: json.dumps(v) for k, v in dotted(record["config"]).items()},
+        "config": {k: plain_text(json.dumps(v)) for k, v in dotted(record["config"]).items()},
         "curves": run.curves,
     }
 
@@ -109,6 +119,17 @@ def point_data(point: Point) -> dict[str, Any]:
 
 def _table_order(point: Point) -> tuple[Any, ...]:
     return *point.run.group, legend_position(point.run.codec), point.run.label, point.ratio
+
+
+def _note(left_out: Mapping[Path, str]) -> str:
+    """The records that are left out, as HTML: a line to open for the paths and reasons."""
+    if not left_out:
+        return ""
+    lines = [html.escape(f"{path_text(path)}: {reason}") for path, reason in sorted(left_out.items())]
+    more = [f"and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []
+    items = "".join(f"<li>{line}</li>" for line in lines[:MAX_NAMED] + more)
+    heading = "1 odd record is left out" if len(lines) == 1 else f"{len(lines)} odd records are left out"
+    return f'<details id="left-out"><summary>{heading}</summary><ul>{items}</ul></details>'
 
 
 def _section(chart: Chart) -> str:

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from lighttoken.artifact.files import make_directory
 from lighttoken.dashboard.gather import Run, gather
@@ -23,16 +24,21 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
     for folder in folders:
         if not folder.is_dir():
             raise LighttokenError(f"there is no folder {folder}; give the output_dir of your runs")
-    runs = gather(folders)
+    left_out: dict[Path, str] = {}
+    runs = gather(folders, left_out)
     if not runs and not watch:
         names = " and ".join(map(str, folders))
+        if left_out:
+            raise LighttokenError(f"every record.json under {names} is left out, {len(left_out)} in all; see above")
         raise LighttokenError(f"there is no record.json under {names}; run python -m lighttoken.train first")
     # The page links to run folders. The server shows the folder that holds both, if the page lies in the first folder.
     root = folders[0] if output.resolve().is_relative_to(folders[0].resolve()) else output
     linked = root if port is not None else None
-    page, *others = write_report(runs, output, WATCH_SECONDS if watch else None, linked)
+    page, *others = write_report(runs, output, WATCH_SECONDS if watch else None, linked, left_out)
     size = page.stat().st_size / 1e6
     print(f"{len(runs)} runs: {page} ({size:.1f} MB) and {len(others)} figures and tables beside it")
+    if left_out:
+        print(f"left out: {len(left_out)} odd records, which the page names")
     server = None if port is None else serve(root, port)
     if server:
         address = f"http://127.0.0.1:{server.server_port}/{page.resolve().relative_to(root.resolve()).as_posix()}"
@@ -42,18 +48,24 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
         while watch or server:
             time.sleep(WATCH_SECONDS)
             if watch and (now := _changes(folders)) != changes:
-                changes = now
-                write_report(gather(folders), output, WATCH_SECONDS, linked, page_only=True)
+                changes, left_out = now, {}
+                write_report(gather(folders, left_out), output, WATCH_SECONDS, linked, left_out, page_only=True)
     except KeyboardInterrupt:
         if watch:  # the last page does not reload itself
-            write_report(gather(folders), output, None, linked)
+            left_out = {}
+            write_report(gather(folders, left_out), output, None, linked, left_out)
     finally:
         if server:
             server.shutdown()
 
 
 def write_report(
-    runs: Sequence[Run], output: Path, refresh: float | None, root: Path | None, page_only: bool = False
+    runs: Sequence[Run],
+    output: Path,
+    refresh: float | None,
+    root: Path | None,
+    left_out: Mapping[Path, str] = MappingProxyType({}),
+    page_only: bool = False,
 ) -> list[Path]:
     """Write the page (see `write_page`) and, without `page_only`, the figures and tables; returns the files."""
     try:
@@ -65,7 +77,7 @@ def write_report(
         raise LighttokenError(f"the report needs {library}; run pip install 'lighttoken[report]'") from error
     make_directory(output)
     charts = make_charts(runs)
-    page = write_page(runs, charts, output, refresh, root)
+    page = write_page(runs, charts, output, refresh, root, left_out)
     return [page] if page_only else [page, *write_figures(charts, output), *write_tables(runs, output)]
 
 

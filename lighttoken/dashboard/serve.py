@@ -10,7 +10,10 @@ from lighttoken.errors import LighttokenError
 
 
 def serve(root: Path, port: int) -> ThreadingHTTPServer:
-    """Serve a folder on 127.0.0.1 in a thread; port 0 takes a free one. Raises LighttokenError if the port is taken."""
+    """Serve a folder on 127.0.0.1 in a thread; port 0 takes a free one. Raises LighttokenError if the port is taken.
+
+    What a symbolic link in the folder points to is served only if it lies in the folder.
+    """
     try:
         server = _Server(("127.0.0.1", port), partial(_Handler, directory=str(root)))
     except (OSError, OverflowError) as error:
@@ -33,7 +36,22 @@ class _Handler(SimpleHTTPRequestHandler):
         if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
             self.send_error(403, "not a local name")
             return None
+        if not self._is_inside():
+            self.send_error(404, "not a file or folder of the report")
+            return None
         return super().send_head()
+
+    def _is_inside(self) -> bool:
+        """Whether the requested file or folder, and the page of a folder, lie in the served folder, links followed."""
+        asked = Path(self.translate_path(self.path))
+        try:
+            paths = [path.resolve() for path in (asked, asked / "index.html", asked / "index.htm")]
+            root = Path(self.directory).resolve()
+            # A pipe or a device would keep the request waiting.
+            readable = paths[0].is_dir() or paths[0].is_file()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, a circle of links
+            return False
+        return readable and all(path.is_relative_to(root) for path in paths)
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-store")

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -30,16 +31,16 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     means = task_means(settings)
     tables = {"runs.csv": (RUN_COLUMNS, run_rows), "scores.csv": (COLUMNS, [*map(_score_row, settings), *means])}
     for name, (columns, rows) in tables.items():
-        with (folder / name).open("w", newline="") as file:
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({column: _no_formula(row[column]) for column in columns} for row in rows)
     lines = []
     for group in grouped(settings, lambda point: point.run.group).values():
         lines += [*_section([_score_row(point) for point in group]), *comparison(group), ""]
     for rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).values():
         lines += _section(rows)
-    (folder / "scores.md").write_text("\n".join(lines))
+    (folder / "scores.md").write_text("\n".join(lines), encoding="utf-8")
     return [folder / "runs.csv", folder / "scores.csv", folder / "scores.md"]
 
 
@@ -55,7 +56,7 @@ def comparison(group: Iterable[Point]) -> list[str]:
                 if gains and fmean(gains) > 0:
                     above.append(f"{rival.run.label} by {fmean(gains):.4f} (n={len(gains)})")
             names = ", ".join(above) or "none of the others does"
-            lines.append(f"- Above {ours.run.label} at {ratio:g}x: {names}.")
+            lines.append(_no_markup(f"- Above {ours.run.label} at {ratio:g}x: {names}."))
     return lines
 
 
@@ -103,10 +104,20 @@ def _section(rows: Sequence[Row]) -> list[str]:
     columns = COLUMNS[3:]
     lines = [list(columns), ["---"] * len(columns), *([_cell(name, row[name]) for name in columns] for row in rows)]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
-    return [f"## {task}, {model}" + (f" ({recipe})" if recipe else ""), "", *table, ""]
+    return [_no_markup(f"## {task}, {model}" + (f" ({recipe})" if recipe else "")), "", *table, ""]
 
 
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else f"{value:{DIGITS.get(name, '.4f')}}"
+    return _no_markup(value).replace("|", r"\|") if isinstance(value, str) else f"{value:{DIGITS.get(name, '.4f')}}"
+
+
+def _no_markup(text: str) -> str:
+    """Text whose tags and links a Markdown viewer shows as they are."""
+    return re.sub(r"([<\[])", r"\\\1", text)
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell that a spreadsheet does not compute: text that starts as a formula does gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

@@ -2,24 +2,39 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
-from lighttoken.artifact.table import METADATA_FILE, CompressedTable, hash_table, load_table
+from lighttoken.artifact.table import DAMAGES, METADATA_FILE, CompressedTable, hash_table, load_table
 from lighttoken.backbone.checkpoint import read_checkpoint
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.loss import table_errors
 from lighttoken.errors import LighttokenError
+from lighttoken.run.reading import reason_of
 from lighttoken.run.screen import print_plan, print_rows, size
 
 
 def show(folder: Path, source: Backbone | None = None) -> bool:
-    """Print the content of a folder. With a source, return whether its table is the one that was compressed."""
+    """Print the content of a folder. With a source, return whether its table is the one that was compressed.
+
+    Raises LighttokenError if the folder is damaged.
+    """
     if source is not None:
         source.source()  # raises its error before anything is printed
     is_checkpoint = not (folder / METADATA_FILE).exists() and (folder / "config.json").exists()
     compressed = read_checkpoint(folder) if is_checkpoint else load_table(folder)
+    try:
+        print_rows(str(folder), _rows(folder, compressed, is_checkpoint))
+        print_plan(compressed)
+    except DAMAGES as error:  # the description has values of other types or lengths than a codec writes
+        raise LighttokenError(f"{folder} is damaged ({reason_of(error, 120)}); make it again") from error
+    return source is None or verify(compressed, source)
+
+
+def _rows(folder: Path, compressed: CompressedTable, is_checkpoint: bool) -> list[tuple[str, str]]:
+    """What a folder holds, as names and values."""
     vocab_size, dim = compressed.shape
     rows = [
         ("codec", f"{compressed.codec}, form {compressed.form.name}"),
@@ -33,9 +48,7 @@ def show(folder: Path, source: Backbone | None = None) -> bool:
     settings = compressed.settings | compressed.settings.get("importance", {}) | compressed.summary
     settings["ratio asked"] = settings.pop("ratio", None)
     rows += [(name, str(value)) for name, value in settings.items() if isinstance(value, (str, int, float))]
-    print_rows(str(folder), rows)
-    print_plan(compressed)
-    return source is None or verify(compressed, source)
+    return rows
 
 
 def _checkpoint_rows(folder: Path, compressed: CompressedTable) -> list[tuple[str, str]]:
@@ -69,10 +82,9 @@ def verify(compressed: CompressedTable, source: Backbone) -> bool:
     rows = [("made from this table", "yes" if same else "no, its hash is another")]
     errors = table_errors(table, compressed.decode(), torch.ones(len(table)))
     for name in ("nmse", "cosine"):
-        expected = compressed.summary.get(name)
-        same &= expected is not None and abs(errors[name] - expected) < 1e-4
-        rows.append(
-            (name, f"{errors[name]:.6g} (in the summary: {'nothing' if expected is None else f'{expected:.6g}'})")
-        )
+        expected: Any = compressed.summary.get(name)
+        is_number = isinstance(expected, (int, float))
+        same &= is_number and abs(errors[name] - expected) < 1e-4
+        rows.append((name, f"{errors[name]:.6g} (in the summary: {f'{expected:.6g}' if is_number else 'nothing'})"))
     print_rows(f"against {source.name}", rows)
     return same

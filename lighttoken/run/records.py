@@ -25,11 +25,13 @@ from torch import nn
 from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.backbone.precision import model_bytes
 from lighttoken.errors import LighttokenError
+from lighttoken.run.process import this_process
+from lighttoken.run.reading import RECORD_FILE, read_records
+from lighttoken.run.secrets import masked
 from lighttoken.version import __version__
 
 log = logging.getLogger(__name__)
 
-RECORD_FILE = "record.json"
 MODEL_FOLDER = "model"  # in the folder of a run with save_model=true
 LIBRARIES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "hydra-core", "wandb")
 # Keys that may differ between a run and the uncompressed run that its score is compared with.
@@ -62,7 +64,7 @@ class Record:
     codec: str
     seed: int
     ratio_asked: float | None
-    status: str = "running"  # then done or failed
+    status: str = "running"  # then done or failed; readers say lost of a run whose process is gone
     error: str | None = None
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     ratio: float | None = None
@@ -84,12 +86,16 @@ class Record:
         default_factory=lambda: {"lighttoken": __version__} | {name: version(name) for name in LIBRARIES}
     )
     git_commit: str | None = field(default_factory=lambda: _git_commit())
+    process: dict[str, Any] = field(default_factory=this_process)  # readers call its run lost once it is gone
 
     def save(self) -> None:
-        """Write record.json whole or not at all. Raises LighttokenError if the run folder cannot be written."""
+        """Write record.json whole or not at all, without keys and passwords.
+
+        Raises LighttokenError if the run folder cannot be written.
+        """
         content = {"status": self.status} | {k: v for k, v in asdict(self).items() if k != "directory"}
         make_directory(self.directory)
-        write_atomically(self.directory / RECORD_FILE, json.dumps(content, indent=2).encode())
+        write_atomically(self.directory / RECORD_FILE, masked(json.dumps(content, indent=2)).encode())
 
     def add_model(self, model: nn.Module, table: torch.Tensor) -> None:
         """Enter the sizes of the uncompressed model and of its table, both in float32."""
@@ -143,22 +149,6 @@ class Record:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
-
-
-def read_records(root: Path) -> list[dict[str, Any]]:
-    """All records under a folder, with their `directory`. A file that is no record is left out."""
-    records = []
-    # Unlike Path.rglob, os.walk goes on when another process removes a folder meanwhile.
-    for path in sorted(Path(folder, RECORD_FILE) for folder, _, files in os.walk(root) if RECORD_FILE in files):
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if not isinstance(content, dict) or not {"status", "codec", "config", "metrics", "started"} <= content.keys():
-            continue
-        if isinstance(content["config"], dict) and isinstance(content["config"].get("codec"), dict):
-            records.append(content | {"directory": str(path.parent)})
-    return records
 
 
 def make_paths_absolute(config: DictConfig) -> None:
@@ -222,8 +212,8 @@ def find_reference(record: Record, root: Path) -> dict[str, Any] | None:
     references = [
         other
         for other in read_records(root)
-        if is_reference(other) and other.get("status") == "done" and recipe(other["config"]) == recipe(record.config)
-        if (other.get("hardware") or {}).get("accelerator") == record.hardware.get("accelerator")
+        if is_reference(other) and other["status"] == "done" and recipe(other["config"]) == recipe(record.config)
+        if other["hardware"].get("accelerator") == record.hardware.get("accelerator")
     ]
     return max(references, key=lambda other: other["started"], default=None)
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.run.measure import bytes_by_part
+from lighttoken.run.reading import plain_text
 from lighttoken.run.records import Record, is_reference
 
 
@@ -55,7 +56,7 @@ def print_plan(compressed: CompressedTable) -> None:
     parts.add_column("bytes", justify="right")
     parts.add_column("bits per row", justify="right")
     for part, nbytes in bytes_by_part(compressed).items():
-        parts.add_row(part, f"{nbytes:,}", f"{8 * nbytes / rows:.2f}")
+        parts.add_row(escape(plain_text(part)), f"{nbytes:,}", f"{8 * nbytes / rows:.2f}")
     Console().print(parts)
 
 
@@ -72,11 +73,11 @@ def _print_tiers(rows: list[int], bits: list[int], dim: int) -> None:
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """Print a titled table of names and values."""
-    table = Table(title=escape(title), show_header=False, title_justify="left")
+    table = Table(title=escape(plain_text(title)), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")  # nobody can copy a path that is cut short
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(plain_text(cell)) for cell in row))
     Console().print(table)
 
 

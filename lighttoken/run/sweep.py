@@ -27,7 +27,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from lighttoken.artifact.files import make_directory, write_atomically
-from lighttoken.run.records import RECORD_FILE, asked_for, make_paths_absolute, read_records
+from lighttoken.errors import LighttokenError
+from lighttoken.run.reading import RECORD_FILE, leave_out, read_json, read_records, reason_of
+from lighttoken.run.records import asked_for, make_paths_absolute
 
 log = logging.getLogger(__name__)
 
@@ -139,24 +141,46 @@ def run_process(command: list[str], folder: str) -> int:
 def finish_job(job: Job, code: int, reason: str | None = None) -> None:
     """Set status and error of a job from the exit code of its process. Corrects a record that still says `running`."""
     path, console = Path(job.folder, RECORD_FILE), Path(job.folder, CONSOLE_FILE)
-    record = json.loads(path.read_bytes()) if path.is_file() else {}
+    record = _content(path)
     if code < 0 or record.get("status") == "running":  # the process had no time to write its end
         job.error = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if record:
+        if "status" in record:
             write_atomically(path, json.dumps(record | {"status": "failed", "error": job.error}, indent=2).encode())
-    elif code or record.get("status", "done") != "done":  # without a record, the last line of the console
+    elif code or record.get("error") or record.get("status", "done") != "done":
+        # Without a record, the error is the last line of the console.
         lines = console.read_text(errors="replace").strip().split("\n") if console.is_file() else [""]
-        job.error = record.get("error") or lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
+        job.error = str(record.get("error") or "") or lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
     if job.error:
         job.status, job.error = "failed", reason or job.error
     log.info("#%d %s", job.number, job.error or job.status)
 
 
+def _content(path: Path) -> dict[str, Any]:
+    """The content of a job's record: empty without one, an `error` and nothing else for what is no record."""
+    try:
+        content = read_json(path)
+        return content if isinstance(content, dict) else {"error": f"{RECORD_FILE} is no record"}
+    except FileNotFoundError:
+        return {}
+    except (OSError, LighttokenError) as error:
+        return {"error": f"{RECORD_FILE} cannot be read: {reason_of(error)}"}
+
+
 def sweep_records(folder: Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """The overrides and the record of every job of a sweep that did not fail, skipped jobs included."""
-    jobs = json.loads((folder / SWEEP_FILE).read_bytes()) if (folder / SWEEP_FILE).is_file() else []
-    done = [job for job in jobs if job["status"] != "failed"]
-    return [(job["overrides"], record) for job in done for record in read_records(Path(job["folder"]))]
+    """The overrides and the record of every job of a sweep that did not fail, skipped jobs included.
+
+    Odd records, and a sweep.json that cannot be read, are left out with a warning.
+    """
+    path = folder / SWEEP_FILE
+    try:
+        done = [job for job in read_json(path) if job["status"] != "failed"]
+        jobs = [([str(text) for text in job["overrides"]], Path(job["folder"])) for job in done]
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # whatever another program has written there
+        leave_out(path, error)
+        return []
+    return [(overrides, record) for overrides, run in jobs for record in read_records(run)]
 
 
 def differences(jobs: list[list[str]]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """What a run takes from another run: the body to start from, the teacher to learn from."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,21 @@ from transformers import PreTrainedModel
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.source import no_load_report
 from lighttoken.errors import LighttokenError
-from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE
+from lighttoken.run.reading import RECORD_FILE, read_record, reason_of
+from lighttoken.run.records import MODEL_FOLDER
 
 
 def load_body(model: PreTrainedModel, run: Path) -> None:
     """Copy the parameters of the body, without the token embedding and the head, from a run that kept its model.
 
     The pooler, which a model for question answering lacks, is copied if the run has one. Raises LighttokenError if the
-    run kept no model, or if its backbone is another one.
+    run kept no model, if its backbone is another one, or if its files are damaged.
     """
     files = sorted((run / MODEL_FOLDER).glob("*.safetensors"))
     if not files:
         raise LighttokenError(f"init_from={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
-    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    with _one_line(f"init_from={run}"):
+        state = {name: tensor for file in files for name, tensor in load_file(file).items()}
     table, body = find_embedding(model).weight, model.base_model
     prefix = "" if body is model else model.base_model_prefix
     parameters = {
@@ -47,14 +50,16 @@ def load_body(model: PreTrainedModel, run: Path) -> None:
 def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedModel:
     """The fine-tuned model of a run that kept its model, as the teacher of a model of the same task.
 
-    Raises LighttokenError if the run kept no model, or if its task or its kind of backbone is another one.
+    Raises LighttokenError if the run kept no model, if its task or its kind of backbone is another one, or if its files
+    are damaged.
     """
     if not (run / MODEL_FOLDER / "config.json").is_file() or not (run / RECORD_FILE).is_file():
         raise LighttokenError(f"distill={run} has no {MODEL_FOLDER}/ in it; run the task with save_model=true first")
-    other = json.loads((run / RECORD_FILE).read_bytes())["task"]
+    with _one_line(f"distill={run}"):
+        other = read_record(run / RECORD_FILE)["task"]
     if other != task:
         raise LighttokenError(f"distill={run} is a run of task={other} and this is task={task}; choose one of {task}")
-    with no_load_report():  # the error below says what the report would list
+    with _one_line(f"distill={run}"), no_load_report():  # the error below says what the report would list
         loaded: Any = type(model).from_pretrained(run / MODEL_FOLDER, output_loading_info=True)
     teacher: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
@@ -63,3 +68,14 @@ def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedMode
             f"the first {missing[0]}; choose a run of the same kind of model"
         )
     return teacher
+
+
+@contextmanager
+def _one_line(run: str) -> Iterator[None]:
+    """Turn whatever the files of another run raise into a LighttokenError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise LighttokenError(
+            f"{run} cannot be read ({reason_of(error, 120)}); run it again with save_model=true, or choose another"
+        ) from error

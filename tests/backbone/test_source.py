@@ -1,4 +1,6 @@
 import copy
+import json
+import os
 import socket
 
 import pytest
@@ -19,7 +21,7 @@ from transformers.models.bart.modeling_bart import BartEncoder
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.backbone.precision import model_bytes, reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count
-from lighttoken.backbone.source import Backbone
+from lighttoken.backbone.source import Backbone, _copy_modules
 from lighttoken.run.transfer import load_body
 
 
@@ -244,3 +246,38 @@ def test_int8_without_torchao_says_what_to_install(make_model, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LighttokenError, match="needs torchao; run pip install 'lighttoken\\[int8\\]'"):
         reduce_precision(make_model(), "int8")
+
+
+def test_links_of_a_foreign_checkpoint_are_not_followed_out_of_it(tmp_path, caplog):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("secret")
+    pooling, copy = tmp_path / "source/1_Pooling", tmp_path / "copy"
+    pooling.mkdir(parents=True)
+    copy.mkdir()
+    (tmp_path / "source/modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
+    (tmp_path / "source/README.md").symlink_to(secret / "key")
+    (pooling / "config.json").write_text("{}")
+    (pooling / "same.json").symlink_to("config.json")
+    (pooling / "key").symlink_to(secret / "key")
+    (pooling / "folder").symlink_to(secret)
+    (pooling / "circle").symlink_to("../1_Pooling")
+    (pooling / "itself").symlink_to("itself")
+    os.mkfifo(pooling / "pipe")
+    _copy_modules(tmp_path / "source", copy)
+    copied = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    assert copied == {"modules.json", "1_Pooling/config.json", "1_Pooling/same.json"}
+    left_out = {record.args[0].name for record in caplog.records}
+    assert left_out == {"README.md", "key", "folder", "circle", "itself", "pipe"}
+
+
+def test_the_links_of_the_hub_s_cache_are_followed(tmp_path):
+    blobs, snapshot, copy = (tmp_path / "hub" / name for name in ("blobs", "snapshots/a1b2", "copy"))
+    for folder in (blobs, snapshot / "1_Pooling", copy):
+        folder.mkdir(parents=True)
+    (blobs / "1").write_text(json.dumps([{"path": "1_Pooling"}]))
+    (blobs / "2").write_text("{}")
+    (snapshot / "modules.json").symlink_to("../../blobs/1")
+    (snapshot / "1_Pooling/config.json").symlink_to("../../../blobs/2")
+    _copy_modules(snapshot, copy)
+    assert (copy / "1_Pooling/config.json").read_text() == "{}"

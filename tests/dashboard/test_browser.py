@@ -1,11 +1,17 @@
 """The page in headless Chromium, at the width of a desktop and of a phone, from disk."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from experiments.hostile_records import SAMPLES, hostile_records
+from lighttoken.dashboard.charts import make_charts
+from lighttoken.dashboard.gather import gather
+from lighttoken.dashboard.page import write_page
+from lighttoken.run.process import this_process
 from tests.dashboard.conftest import page_of, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,6 +39,32 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def hostile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of one honest run and of hostile records: every value of a record replaced by hostile text, and others."""
+    folder = tmp_path_factory.mktemp("hostile")
+    write_run(folder / "runs", "mrpc", "svd")
+    sample = SAMPLES / "lighttoken/record.json"
+    for number, (path, name, text) in enumerate(hostile_records(sample)):
+        if name in ("script", "control characters", "climbing path", "lone surrogate", "{}") and "." not in path:
+            write_text(folder / f"hostile/{number}/record.json", text)
+    texts = {"task": NASTY, "model": NASTY, "codec": NASTY, "error": f"{NASTY}{'x' * 10**7}", "started": NASTY}
+    texts |= {"artifact": "../../etc/passwd", "directory": "/etc", "git_commit": "javascript:document.title='hit'"}
+    record = json.loads(sample.read_text()) | texts | {"metrics": {f"val/{NASTY}": 0.5}, "versions": {NASTY: NASTY}}
+    record["status"], record["process"] = "running", this_process() | {"start": 1}
+    write_text(folder / "hostile/lost/record.json", json.dumps(record))
+    write_text(folder / "hostile/lost/metrics.csv", f'step,"val/{NASTY.replace(chr(34), chr(39))}"\n1,0.5\n2,0.6\n')
+    write_text(folder / f"hostile/{NASTY.replace('/', '_')}/record.json", "[" * 100_000)
+    left_out: dict[Path, str] = {}
+    runs = gather([folder], left_out)
+    return write_page(runs, make_charts(runs), folder, left_out=left_out)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -51,8 +83,17 @@ def tab(request, browser):
 
 @pytest.fixture
 def page(tab, page_file):
+    yield from opened(tab, page_file)
+
+
+@pytest.fixture
+def hostile_page(tab, hostile_file):
+    yield from opened(tab, hostile_file)
+
+
+def opened(tab, file: Path):
     """The loaded page. Fails at the end if it logged an error or requested anything but itself."""
-    uri, problems = page_file.as_uri(), []
+    uri, problems = file.as_uri(), []
     listeners = {
         "pageerror": lambda error: problems.append(str(error)),
         "console": lambda message: problems.append(message.text) if message.type == "error" else None,
@@ -178,3 +219,49 @@ def test_text_of_records_is_shown_and_never_executed(page):
     page.wait_for_timeout(200)
     assert page.locator("img").count() == 0
     assert page.title() == "lighttoken: runs"
+
+
+def test_hostile_records_are_shown_as_text_and_nothing_runs(hostile_page):
+    page = hostile_page
+    count = page.locator("#table tbody tr").count()
+    assert count > 30
+    for name in ("score", "distortion", "spectrum"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.wait_for_selector(f"#{name} .panel .main-svg .trace")
+    addresses = page.locator("#table tbody a[href^='#run=']").evaluate_all("links => links.map((link) => link.hash)")
+    for address in addresses[::4]:
+        page.evaluate("address => { location.hash = address; }", address)
+        page.wait_for_selector("dialog[open]")
+        assert len(page.inner_text("dialog")) < 20_000
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog[open]", state="detached")
+    page.fill("#filter", "lost")
+    assert page.inner_text("#count") == f"1 of {count} runs"
+    page.locator("#table tbody a[href^='#run=']").click()
+    for text in (NASTY, "lost", "is gone and has not said why", "../../etc/passwd"):
+        assert text in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    links = page.evaluate("[...document.links].map((link) => link.href)")
+    root = page.evaluate("new URL('.', location).href")
+    assert all(link.startswith(root) for link in links)
+    assert page.locator("img").count() == page.locator("script:not([id])").count() - 2 == 0
+    assert page.title() == "lighttoken: runs"
+
+
+def test_what_is_left_out_is_named_on_the_page(hostile_page):
+    note = hostile_page.locator("#left-out")
+    assert "odd records are left out" in note.inner_text()
+    note.locator("summary").click()
+    assert f"{NASTY.replace('/', '_')}/record.json: it is nested more than 30 deep" in note.inner_text()
+    width = hostile_page.evaluate("document.documentElement.scrollWidth")
+    assert width <= hostile_page.viewport_size["width"]
+
+
+def test_a_lost_run_has_a_colour_of_its_own(hostile_page):
+    def colour(status: str) -> str:
+        return hostile_page.locator(f"#table span.{status}").first.evaluate("it => getComputedStyle(it).color")
+
+    assert colour("lost") != colour("done")
+    assert "1 lost" in hostile_page.inner_text("#written")
+    hostile_page.select_option("#filter-status", "lost")
+    assert hostile_page.inner_text("#count").startswith("1 of ")

@@ -1,3 +1,4 @@
+import http.client
 import json
 import os
 import socket
@@ -116,6 +117,41 @@ def test_the_server_answers_requests_to_a_local_name_alone(tmp_path, capsys):
         with urllib.request.urlopen(address) as response:
             assert response.status == 200
         assert capsys.readouterr().err == ""
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_server_shows_nothing_outside_its_folder(tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "index.html").write_text("secret")
+    served = tmp_path / "served"
+    (served / "run").mkdir(parents=True)
+    (served / "record.json").write_text("mine")
+    (served / "alias.json").symlink_to("record.json")
+    (served / "file").symlink_to(secret / "index.html")
+    (served / "folder").symlink_to(secret)
+    (served / "run/index.html").symlink_to(secret / "index.html")
+    (served / "circle").symlink_to("circle")
+    os.mkfifo(served / "pipe")
+    server = serve(served, 0)
+
+    def get(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    try:
+        assert get("/record.json") == get("/alias.json") == (200, b"mine")
+        assert get("/")[0] == 200
+        for path in ("file", "folder", "folder/", "folder/index.html", "run/", "circle", "pipe", "%00", "missing"):
+            status, content = get(f"/{path}")
+            assert (path, status) == (path, 404)
+            assert b"secret" not in content
+        for path in ("/../secret/index.html", "/%2e%2e/secret/index.html", "//etc/passwd", "/run/../../secret/"):
+            assert get(path)[0] == 404
     finally:
         server.shutdown()
         server.server_close()

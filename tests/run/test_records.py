@@ -12,7 +12,8 @@ from torch import nn
 
 from lighttoken import LighttokenError
 from lighttoken.config.schema import config_dir, register
-from lighttoken.run.records import RECORD_FILE, Record, asked_for, find_reference, read_records, recipe, retention
+from lighttoken.run.reading import RECORD_FILE, read_records
+from lighttoken.run.records import Record, asked_for, find_reference, recipe, retention
 
 SAMPLES = Path(__file__).parents[1] / "samples/records"  # made before classes moved to other modules
 

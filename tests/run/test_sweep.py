@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from lighttoken.config.schema import config_dir
 from lighttoken.run.records import asked_for
-from lighttoken.run.sweep import Job, finish_job, run_process
+from lighttoken.run.sweep import Job, finish_job, run_process, sweep_records
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -329,3 +329,37 @@ def test_the_record_of_a_job_that_a_shell_or_a_queue_ended_does_not_stay_running
     finish_job(job, 137)  # 128 + 9: a shell reports a kill this way
     assert (job.status, job.error) == ("failed", "ended with exit code 137")
     assert json.loads((tmp_path / "record.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"status": "do', "[1]", "\xff"])
+def test_an_odd_record_of_a_job_fails_the_job_alone(tmp_path, content):
+    (tmp_path / "record.json").write_text(content, encoding="latin-1")
+    (tmp_path / "console.log").write_bytes(b"\xff\n")
+    for code in (0, 1):
+        job = Job(0, [], str(tmp_path), "done")
+        finish_job(job, code)
+        assert job.status == "failed"
+        assert str(job.error).startswith("record.json ")
+    job = Job(0, [], str(tmp_path), "done")
+    finish_job(job, -9)
+    assert job.error == "killed by SIGKILL"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": 1}', "[1]", '[{"status": "done"}]', "null"])
+def test_an_odd_list_of_jobs_is_left_out(tmp_path, content, caplog):
+    (tmp_path / "sweep.json").write_text(content)
+    assert sweep_records(tmp_path) == []
+    assert f"left out {tmp_path / 'sweep.json'}" in caplog.text
+    assert sweep_records(tmp_path / "none") == []
+
+
+def test_a_hostile_record_beside_a_run_does_not_fail_it(command, settings):
+    hostile = {"deep": "[" * 100_000, "task": '{"task": []}', "empty": ""}
+    for name, content in hostile.items():
+        Path("outputs/others", name).mkdir(parents=True)
+        Path("outputs/others", name, "record.json").write_text(content)
+    code, out, err = command("train", *settings, "codec=none")
+    assert code == 0, err
+    assert [json.loads(path.read_text())["status"] for path in Path("outputs/runs").glob("*/record.json")] == ["done"]
+    for name in hostile:
+        assert f"left out {Path('outputs/others', name).absolute() / 'record.json'}" in out + err
