@@ -37,6 +37,7 @@ class Form:
     required: ClassVar[tuple[str, ...]]  # tensors that every table of the form has
     shared: ClassVar[tuple[str, ...]]  # matrices that all rows share: fine-tuning may train them as the decoder
     factors: ClassVar[tuple[str, ...]] = ()  # the other matrices that it may train
+    scaled: ClassVar[tuple[str, ...]]  # matrices that, like the bias, are in the units of the table
 
     def describe(self) -> dict[str, Any]:
         """Name and fields, as plain JSON values: the input of `make_form`."""
@@ -100,6 +101,7 @@ class Bits(LinearForm):
     required: ClassVar[tuple[str, ...]] = ("codes", "decoder", "bias")
     shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
     factors: ClassVar[tuple[str, ...]] = ("left", "right")
+    scaled: ClassVar[tuple[str, ...]] = ("decoder", "right")
 
     def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
         m, rank = len(tensors["decoder"]), len(tensors["right"]) if "right" in tensors else 0
@@ -137,6 +139,7 @@ class Trellis(LinearForm):
     required: ClassVar[tuple[str, ...]] = ("codes", "tiers", "steps", "gain", "gain.scale", "decoder", "bias")
     shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
     factors: ClassVar[tuple[str, ...]] = ("gain",)
+    scaled: ClassVar[tuple[str, ...]] = ("decoder",)
     state_bits: int = 12  # of the window: 2 ** state_bits states
 
     def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
@@ -177,6 +180,7 @@ class Codebooks(Form):
     name: ClassVar[str] = "codebooks"
     required: ClassVar[tuple[str, ...]] = ("codes", "codebooks", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "codebooks", "rotation")
+    scaled: ClassVar[tuple[str, ...]] = ("codebooks",)
 
     def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
         count, size, width = tensors["codebooks"].shape
@@ -212,6 +216,7 @@ class Levels(Form):
     required: ClassVar[tuple[str, ...]] = ("codes", "levels", "row_scale", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "levels")
     factors: ClassVar[tuple[str, ...]] = ("row_scale",)
+    scaled: ClassVar[tuple[str, ...]] = ("row_scale",)
 
     def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
         size, rows = len(tensors["levels"]), len(tensors["row_scale"])
@@ -252,6 +257,7 @@ class Cores(Form):
     name: ClassVar[str] = "cores"
     required: ClassVar[tuple[str, ...]] = ("codes", "core1", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "core1", "core2")
+    scaled: ClassVar[tuple[str, ...]] = ("codes",)
 
     def shapes(self, tensors: Tensors, vocab_size: int, dim: int) -> Shapes:
         ids, width, rank = 1, 1, 1
