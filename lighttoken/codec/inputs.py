@@ -49,7 +49,7 @@ def check_table(table: Any) -> Float32[Tensor, "V d"]:
         )
     given = table.detach().cpu()
     given = given if given.dtype == torch.float64 else given.float()
-    table = given.float()
+    table = given.float().contiguous()
     table = table.clone() if table.is_inference() else table  # autograd cannot record inference tensors
     bad_rows = (~table.isfinite()).any(1).nonzero().flatten()
     if len(bad_rows) and bool(given.isfinite().all()):
