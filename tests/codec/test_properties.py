@@ -85,8 +85,8 @@ def check(name, table, ratio):
     try:
         compressed = compress_table(table, QUICK.get(name, name), ratio, progress=False)
     except LighttokenError as refusal:
-        assert len(str(refusal)) < 300, refusal
-        assert "\n" not in str(refusal), refusal
+        if len(str(refusal)) > 300 or "\n" in str(refusal):
+            raise AssertionError(f"more than one line: {refusal}") from refusal
         return False
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_table(compressed.save(folder))
@@ -99,7 +99,7 @@ def check(name, table, ratio):
     if variance > 0:
         assert compressed.summary["nmse"] == pytest.approx(error / variance, rel=1e-3, abs=1e-6)
     else:
-        assert error <= (1e-6 * float(exact.abs().max())) ** 2
+        assert error <= (1e-6 * float(exact.abs().max()) + 1e-30) ** 2
     return True
 
 
