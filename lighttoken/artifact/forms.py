@@ -54,6 +54,7 @@ class Form:
     required: ClassVar[tuple[str, ...]]  # tensors that every table of the form has
     shared: ClassVar[tuple[str, ...]]  # matrices that all rows share: fine-tuning may train them as the decoder
     factors: ClassVar[tuple[str, ...]] = ()  # the other matrices that it may train
+    scaled: ClassVar[tuple[str, ...]]  # matrices that, like the bias, are in the units of the table
 
     def describe(self) -> dict[str, Any]:
         """Name and fields, as plain JSON values: the input of `make_form`."""
@@ -123,6 +124,7 @@ class Bits(LinearForm):
     required: ClassVar[tuple[str, ...]] = ("codes", "decoder", "bias")
     shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
     factors: ClassVar[tuple[str, ...]] = ("left", "right")
+    scaled: ClassVar[tuple[str, ...]] = ("decoder", "right")
 
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
         m, _ = shape_of(tensors, "decoder", 2)
@@ -161,6 +163,7 @@ class Trellis(LinearForm):
     required: ClassVar[tuple[str, ...]] = ("codes", "tiers", "steps", "gain", "gain.scale", "decoder", "bias")
     shared: ClassVar[tuple[str, ...]] = ("decoder", "bias")
     factors: ClassVar[tuple[str, ...]] = ("gain",)
+    scaled: ClassVar[tuple[str, ...]] = ("decoder",)
     state_bits: int = 12  # of the window: 2 ** state_bits states
 
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
@@ -209,6 +212,7 @@ class Codebooks(Form):
     name: ClassVar[str] = "codebooks"
     required: ClassVar[tuple[str, ...]] = ("codes", "codebooks", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "codebooks", "rotation")
+    scaled: ClassVar[tuple[str, ...]] = ("codebooks",)
 
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
         count, size, width = shape_of(tensors, "codebooks", 3)
@@ -244,6 +248,7 @@ class Levels(Form):
     required: ClassVar[tuple[str, ...]] = ("codes", "levels", "row_scale", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "levels")
     factors: ClassVar[tuple[str, ...]] = ("row_scale",)
+    scaled: ClassVar[tuple[str, ...]] = ("row_scale",)
 
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
         (size,), (rows, _) = shape_of(tensors, "levels", 1), shape_of(tensors, "row_scale", 2)
@@ -286,6 +291,7 @@ class Cores(Form):
     required: ClassVar[tuple[str, ...]] = ("codes", "core1", "core2", "bias")
     shared: ClassVar[tuple[str, ...]] = ("bias", "core1", "core2")
     cores: ClassVar[tuple[str, ...]] = ("codes", "core1", "core2")
+    scaled: ClassVar[tuple[str, ...]] = ("codes",)
 
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
         shapes, ids, width, rank = {name: shape_of(tensors, name, 4) for name in self.cores}, 1, 1, 1

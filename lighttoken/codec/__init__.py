@@ -14,6 +14,7 @@ from lighttoken.artifact.table import CompressedTable, hash_table
 from lighttoken.codec.inputs import check_importance, check_ratio, check_table, plain_arithmetic
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.loss import table_errors
+from lighttoken.codec.units import find_units
 from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
@@ -81,12 +82,15 @@ def compress_table(
         source_sha256=hash_table(table),
         settings=codec.settings() | {"ratio": ratio, "seed": int(seed), "importance": importance.settings},
     )
-    budget = Budget(codec.name, empty.shape, ratio, description_bytes=empty.nbytes + SUMMARY_BYTES)
+    units = find_units(table)
+    described = empty.nbytes + SUMMARY_BYTES + units.bias_bytes(table.shape[1])
+    budget = Budget(codec.name, empty.shape, ratio, description_bytes=described)
 
-    # 3. Run the codec.
+    # 3. Run the codec, on numbers that its arithmetic and its tensors can hold.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tensors, summary = codec.fit(table, importance, budget, Reporter(progress, loggers))
+        tensors, summary = codec.fit(units.normalise(table), importance, budget, Reporter(progress, loggers))
+    tensors = units.restore(tensors, codec.form, table.shape[1])
 
     # 4. Measure the errors and the bytes of the result.
     compressed = replace(empty, tensors={name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
@@ -94,7 +98,7 @@ def compress_table(
     if not math.isfinite(errors["nmse"]) or float(table.abs().max()) > MAX_VALUE:
         cure = "scale the table down"
         if hasattr(codec, "matrix_precision"):
-            cure = "choose int8 or float32 for coefficient_precision and matrix_precision"
+            cure += ", or choose int8 or float32 for coefficient_precision and matrix_precision"
         raise LighttokenError(
             f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores them in; {cure}"
         )

@@ -41,7 +41,7 @@ def check_ratio(ratio: Any) -> float:
 
 
 def check_table(table: Any) -> Float32[Tensor, "V d"]:
-    """The table in float32 on the CPU. Raises LighttokenError unless it is a matrix of finite numbers.
+    """The table in float32 on the CPU, dense. Raises LighttokenError unless it is a matrix of finite numbers.
 
     It has at most `MAX_ROWS` rows and columns.
     """
@@ -55,13 +55,24 @@ def check_table(table: Any) -> Float32[Tensor, "V d"]:
         raise LighttokenError(
             f"a table has at most {MAX_ROWS} rows and columns, got shape {tuple(table.shape)}; compress it in parts"
         )
-    table = table.detach().float().cpu()
+    given = table.detach().cpu()
+    given = given if given.dtype == torch.float64 else given.float()
+    table = given.float().contiguous()
     table = table.clone() if table.is_inference() else table  # autograd cannot record inference tensors
     bad_rows = (~table.isfinite()).any(1).nonzero().flatten()
+    if len(bad_rows) and bool(given.isfinite().all()):
+        raise LighttokenError(
+            f"the table has values up to {float(given.abs().max()):g}, beyond what float32 holds; scale the table down"
+        )
     if len(bad_rows):
         raise LighttokenError(
             f"the table has NaN or infinite values in {len(bad_rows)} of {len(table)} rows, the first in row "
             f"{int(bad_rows[0])}; repair the checkpoint before compressing it"
+        )
+    peak = float(given.abs().max())
+    if 0 < peak < torch.finfo(torch.float32).tiny:
+        raise LighttokenError(
+            f"the table has values up to {peak:g} only, too small for float32 to keep their digits; scale the table up"
         )
     return table
 
@@ -88,9 +99,14 @@ def _check_weights(weights: Any, rows: int) -> Float32[Tensor, " V"]:
     weights = _tensor(weights, "weights")
     if weights.shape != (rows,):
         raise LighttokenError(f"weights have shape {tuple(weights.shape)} and the table {rows} rows; pass one per row")
+    if weights.is_complex():
+        raise LighttokenError(f"weights must be positive numbers, got {weights.dtype}; pass their absolute values")
     if not bool((weights.isfinite() & (weights > 0)).all()):
         raise LighttokenError(f"weights must be positive numbers, got a minimum of {float(weights.min()):g}")
-    return weights.float().cpu() / weights.float().mean().cpu()
+    # By a power of two first, which changes no digit: float32 may hold neither the weights nor their sum.
+    weights = weights.cpu().double()
+    weights = (weights * 2.0 ** -math.frexp(float(weights.max()))[1]).float().clamp_min(torch.finfo(torch.float32).tiny)
+    return weights / weights.mean()
 
 
 def _check_error_metric(error_metric: Any, dim: int) -> Tensor | None:
@@ -113,6 +129,12 @@ def _check_error_metric(error_metric: Any, dim: int) -> Tensor | None:
 
 def _tensor(values: Any, name: str) -> Tensor:
     try:
-        return torch.as_tensor(values)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LighttokenError(f"{name} of type {type(values).__name__} is no tensor; pass a torch.Tensor") from error
+    if tensor.is_meta:
+        raise LighttokenError(f"{name} on the meta device has no numbers; load the checkpoint's weights first")
+    if tensor.is_nested or tensor.is_quantized:
+        kind = "nested" if tensor.is_nested else "quantized"
+        raise LighttokenError(f"{name} is a {kind} tensor; pass a plain one of floats, as dequantize() makes it")
+    return tensor if tensor.layout == torch.strided else tensor.detach().to_dense()

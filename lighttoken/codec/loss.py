@@ -1,5 +1,6 @@
 """The reconstruction loss: an upper bound of the squared Euclidean distance that favours direction."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lighttoken.codec.shapes import Table, Weights
+from lighttoken.codec.units import find_units
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 
@@ -42,8 +44,11 @@ def weighted_error(table: Table, reconstruction: Table, weights: Weights) -> flo
 
 
 def table_variance(table: Tensor) -> float:
-    """Variance of all entries, at least the smallest normal number."""
-    return max(float(table.var()), torch.finfo(torch.float32).tiny)
+    """Variance of all entries, true at any scale; at least that of float32's rounding."""
+    if table.dtype != torch.float64 and find_units(table).ordinary:
+        return max(float(table.var()), torch.finfo(torch.float32).tiny)
+    rounding = torch.finfo(torch.float32).eps * float(table.abs().max())
+    return max(float(table.double().var()), rounding**2)
 
 
 def table_errors(table: Table, rows: Table, weights: Weights) -> dict[str, float]:
@@ -52,6 +57,9 @@ def table_errors(table: Table, rows: Table, weights: Weights) -> dict[str, float
     nmse is the mean squared error over the variance of the table's entries; `rarest_nmse` is the nmse of the tenth of
     the rows with the smallest weights.
     """
+    if not find_units(table).ordinary:  # squares in float32 would overflow, vanish or cancel
+        scale = 2.0 ** -math.frexp(float(table.abs().max()))[1]
+        table, rows = table.double() * scale, rows.double() * scale
     variance = table_variance(table)
     chunks = list(zip(table.split(ROWS_PER_CHUNK), rows.split(ROWS_PER_CHUNK), strict=True))
     errors = torch.cat([(x - y).square().mean(1) for x, y in chunks]) / variance

@@ -141,7 +141,7 @@ def test_the_caller_of_python_gets_a_progress_bar_and_no_notes(table, capsys):
 
 
 def test_values_beyond_the_stored_precision_are_refused(table):
-    with pytest.raises(LighttokenError, match="overflow what svd stores them in; choose int8 or float32"):
+    with pytest.raises(LighttokenError, match="'right' cannot hold in float16; .* or matrix_precision=int8 where"):
         compress_table(table * 1e6, "svd", 2.0, progress=False)
 
 
