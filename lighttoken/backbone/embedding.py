@@ -135,7 +135,7 @@ class CompressedEmbedding(Storage):
                 "a compressed embedding trains nothing until lighttoken.set_trainable(embedding, 'decoder') is called; "
                 "call it, or leave the embedding out, for example out of PEFT's modules_to_save"
             )
-        return super().requires_grad_(requires_grad)  # type: ignore[return-value]
+        return super().requires_grad_(requires_grad)
 
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:
         """For each trained matrix, its root mean square over that of the table, at least a thousandth."""

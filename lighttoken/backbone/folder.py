@@ -15,8 +15,23 @@ from lighttoken.errors import LighttokenError
 log = logging.getLogger(__name__)
 
 # Files that hold the weights of the original model, in any framework.
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".gguf")
-WEIGHTS += (".index.json", ".mlmodel", ".tflite")
+WEIGHTS = tuple(
+    [
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".h5",
+        ".msgpack",
+        ".ot",
+        ".onnx",
+        ".onnx_data",
+        ".gguf",
+        ".tflite",
+        ".index.json",
+    ]
+)
 
 
 def copy_rest(source: Path, target: Path) -> None:

@@ -61,7 +61,7 @@ def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: 
         for target in _forget_ties(model, old)
     }
     model.set_input_embeddings(new)
-    model.resize_token_embeddings = partial(refuse_resizing, model)  # type: ignore[method-assign]
+    model.resize_token_embeddings = partial(refuse_resizing, model)  # type: ignore[assignment, method-assign]
     for path, module in sharers.items():
         if module is not head:
             model.set_submodule(path, SharedEmbedding(new))

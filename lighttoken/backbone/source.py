@@ -29,8 +29,6 @@ from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Backbone:
@@ -56,8 +54,8 @@ class Backbone:
         if self.path:
             if not (Path(self.path) / "config.json").is_file():
                 raise LighttokenError(
-                    f"model.path={self.path} is not a transformers checkpoint: no config.json there; give the directory "
-                    "that save_pretrained wrote, or model.hub_id=ID for a checkpoint of the hub"
+                    f"model.path={self.path} is not a transformers checkpoint: no config.json there; give the "
+                    "directory that save_pretrained wrote, or model.hub_id=ID for a checkpoint of the hub"
                 )
             return self.path
         if self.hub_id:
@@ -140,7 +138,8 @@ class Backbone:
         rest = read_tensors(source, report.unused)
         before = model.get_memory_footprint(return_buffers=False) + sum(tensor.nbytes for tensor in rest.values())
         swap_embedding(model, compressed, tie)
-        model.hf_quantizer.rest = rest  # type: ignore[attr-defined]
+        quantizer: Any = model.hf_quantizer
+        quantizer.rest = rest
         copy_rest(source, directory)
         model.save_pretrained(directory)
         self._load(AutoTokenizer).save_pretrained(directory)

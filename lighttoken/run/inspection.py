@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import transformers
 
-from lighttoken.artifact.table import DAMAGES, METADATA_FILE, CompressedTable, hash_table, load_table
+from lighttoken.artifact.description import refusing
+from lighttoken.artifact.table import METADATA_FILE, CompressedTable, hash_table, load_table
 from lighttoken.backbone.checkpoint import read_checkpoint
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.loss import table_errors
 from lighttoken.errors import LighttokenError
-from lighttoken.run.reading import reason_of
 from lighttoken.run.screen import print_plan, print_rows, size
 
 
@@ -25,11 +25,9 @@ def show(folder: Path, source: Backbone | None = None) -> bool:
         source.source()  # raises its error before anything is printed
     is_checkpoint = not (folder / METADATA_FILE).exists() and (folder / "config.json").exists()
     compressed = read_checkpoint(folder) if is_checkpoint else load_table(folder)
-    try:
+    with refusing(f"{folder} is damaged"):  # the description has values of other types or lengths than a codec writes
         print_rows(str(folder), _rows(folder, compressed, is_checkpoint))
         print_plan(compressed)
-    except DAMAGES as error:  # the description has values of other types or lengths than a codec writes
-        raise LighttokenError(f"{folder} is damaged ({reason_of(error, 120)}); make it again") from error
     return source is None or verify(compressed, source)
 
 

@@ -140,8 +140,8 @@ class Squad(TaskData):
         if len(whole) < len(rows):
             first = next(i for i in range(len(rows)) if i not in set(whole))
             message = (
-                f"{len(rows) - len(whole)} of {len(rows)} training questions of task={self.name} have an answer that is "
-                f"not at its answer_start, the first is {rows[first]['id']}"
+                f"{len(rows) - len(whole)} of {len(rows)} training questions of task={self.name} have an answer that "
+                f"is not at its answer_start, the first is {rows[first]['id']}"
             )
             if not whole:
                 raise LighttokenError(f"{message}; answer_start counts the characters of the context, from 0")
