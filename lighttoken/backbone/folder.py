@@ -15,23 +15,8 @@ from lighttoken.errors import LighttokenError
 log = logging.getLogger(__name__)
 
 # Files that hold the weights of the original model, in any framework.
-WEIGHTS = tuple(
-    [
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".h5",
-        ".msgpack",
-        ".ot",
-        ".onnx",
-        ".onnx_data",
-        ".gguf",
-        ".tflite",
-        ".index.json",
-    ]
-)
+WEIGHTS: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".index.json")
+WEIGHTS += (".onnx", ".onnx_data", ".gguf", ".mlmodel", ".tflite")
 
 
 def copy_rest(source: Path, target: Path) -> None:
