@@ -6,6 +6,7 @@ the table was made. Nothing is pickled, and nothing in the two files depends on 
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
 
-from lighttoken.artifact.files import make_directory, write_atomically
+from lighttoken.artifact.files import folder_for_output, write_atomically
 from lighttoken.artifact.forms import Form, make_form, read_matrix
 from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
@@ -28,6 +29,7 @@ from lighttoken.version import __version__
 DAMAGES = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError)  # what reading raises
 FORMAT_VERSION = 5
 TENSORS_FILE = "compressed_table.safetensors"
+NEXT_TENSORS_FILE = TENSORS_FILE + ".next"  # while an artifact is replaced
 METADATA_FILE = "compressed_table.json"
 ROWS_PER_CHUNK = 1024  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
@@ -160,14 +162,20 @@ class CompressedTable:
         return {TENSORS_FILE: tensors, METADATA_FILE: _json_bytes(metadata)}
 
     def save(self, directory: str | Path) -> Path:
-        """Write the artifact into `directory`, made if need be; each file appears whole or not at all.
+        """Write the artifact into `directory`, made if need be. An artifact in it is replaced as a whole.
 
-        Raises LighttokenError if the directory cannot be written.
+        Raises LighttokenError if the directory cannot be written; what was there before is there still.
         """
         directory = Path(directory)
-        make_directory(directory)
-        for name, content in self._files.items():
-            write_atomically(directory / name, content)
+        with folder_for_output(directory):
+            # Once the JSON is new, the tensors are the new ones by either name: a kill between two steps loses nothing.
+            write_atomically(directory / NEXT_TENSORS_FILE, self._files[TENSORS_FILE])
+            try:
+                write_atomically(directory / METADATA_FILE, self._files[METADATA_FILE])
+            except LighttokenError:
+                (directory / NEXT_TENSORS_FILE).unlink()
+                raise
+            os.replace(directory / NEXT_TENSORS_FILE, directory / TENSORS_FILE)
         return directory
 
 
@@ -180,8 +188,10 @@ def load_table(directory: str | Path) -> CompressedTable:
     try:
         metadata = json.loads(metadata_path.read_bytes())
         check_version(str(metadata_path), metadata["format_version"])
-        content = tensors_path.read_bytes()
-        if metadata.pop("sha256") != _digest(content, metadata):
+        content, digest = tensors_path.read_bytes(), metadata.pop("sha256")
+        if digest != _digest(content, metadata) and (Path(directory) / NEXT_TENSORS_FILE).is_file():
+            content = (Path(directory) / NEXT_TENSORS_FILE).read_bytes()
+        if digest != _digest(content, metadata):
             raise LighttokenError(
                 f"{tensors_path} or {metadata_path} is damaged: the files do not have the hash that the JSON names; "
                 "make it again"

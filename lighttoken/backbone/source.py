@@ -22,11 +22,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lighttoken.artifact.table import CompressedTable
+from lighttoken.artifact.files import write_folder
+from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
+
+# Files that a checkpoint would be read with, or shadowed by, after it has replaced another or an artifact.
+OF_EARLIER_CHECKPOINTS = (METADATA_FILE, TENSORS_FILE, "model.safetensors*", "model-*-of-*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ class Backbone:
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
         """Write the model with the compressed table, and its tokenizer; heads and precision stay the same.
 
-        A sentence-transformers folder stays one. Returns the bytes of the weights before and after.
+        A sentence-transformers folder stays one. A checkpoint or an artifact in the folder is replaced as a whole, or
+        not at all after an error. Returns the bytes of the weights before and after. Raises LighttokenError if the
+        folder cannot be written.
         """
         (name,) = self._load(AutoConfig).architectures or ["AutoModel"]
         if not hasattr(transformers, name):
@@ -125,6 +131,17 @@ class Backbone:
         model = self._load_weights(getattr(transformers, name), dtype="auto")
         before = model.get_memory_footprint(return_buffers=False)
         swap_embedding(model, compressed, tie)
+        with write_folder(directory, OF_EARLIER_CHECKPOINTS) as folder:
+            self._copy_modules(folder)
+            model.save_pretrained(folder)
+            self._load(AutoTokenizer).save_pretrained(folder)
+        return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+    def _copy_modules(self, directory: Path) -> None:
+        """Copy what a sentence-transformers folder has beside the model.
+
+        Raises LighttokenError if it names a folder that is outside of it.
+        """
         source = Path(self.source())
         if (source / "modules.json").is_file():
             for file in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md"):
@@ -138,9 +155,6 @@ class Backbone:
                     )
                 if module["path"] and (source / module["path"]).is_dir():
                     shutil.copytree(source / module["path"], directory / module["path"], dirs_exist_ok=True)
-        model.save_pretrained(directory)
-        self._load(AutoTokenizer).save_pretrained(directory)
-        return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
     def _load_weights(self, auto_class: Any, dtype: Any = torch.float32, **kwargs: Any) -> PreTrainedModel:
         """A model whose base has all its weights from the checkpoint; a pooler or head may be new."""
