@@ -72,7 +72,10 @@ def settings(sst2) -> list[str]:
     return [*data, "codec=svd", "ratio=2", "logger=none", "callbacks={}"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+SLOW_SIGNALS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *SLOW_SIGNALS])
 def test_a_training_that_a_signal_ends_says_what_is_kept(start, settings, number):
     process = start("train", *settings, "resume=true")
     wait_for(lambda: any(Path("outputs/resume").glob("*/last.ckpt")), process)
@@ -89,6 +92,7 @@ def test_a_training_that_a_signal_ends_says_what_is_kept(start, settings, number
     assert not debris(Path("outputs"))
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_training_leaves_nothing_half_made(start, settings):
     process = start("train", *settings)
     wait_for(lambda: any(Path("outputs/runs").glob("*/record.json")), process)
@@ -106,6 +110,7 @@ def test_a_compress_that_a_signal_ends_leaves_no_folder(start):
     assert not Path("a").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_has_its_jobs_in_sweep_json(start, settings):
     process = start("train", "-m", *settings, "seed=0,1")
     wait_for(lambda: any(Path("outputs/sweeps").glob("*/*/record.json")), process)
@@ -117,8 +122,9 @@ def test_an_interrupted_sweep_has_its_jobs_in_sweep_json(start, settings):
     assert (job["status"], job["error"]) == ("failed", "Interrupted: SIGINT")
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_jobs_of_a_sweep_end_with_it(start, settings, launcher, number):
     process = start("train", "-m", *settings, f"hydra/launcher={launcher}", "seed=0,1")
     wait_for(lambda: len(list(Path("outputs/sweeps").glob("*/*/record.json"))) == 2, process)
