@@ -133,7 +133,7 @@ def kill_runs(kills: int, moments: random.Random, results: RowFile) -> int:
 
 def kill_sweep(results: RowFile) -> tuple[int, int]:
     """Kill a sweep; returns the processes that are left, and the exit code of the same command afterwards."""
-    arguments = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2"]
+    arguments = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2", "-m"]
     began, sweep = time.monotonic(), start("sweeps", *arguments)
     while len(list(Path("sweeps/sweeps").glob("*/*/record.json"))) < 2 and sweep.poll() is None:
         time.sleep(0.05)

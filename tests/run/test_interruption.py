@@ -112,7 +112,7 @@ def test_a_compress_that_a_signal_ends_leaves_no_folder(start):
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_has_its_jobs_in_sweep_json(start, settings):
-    process = start("train", "-m", *settings, "seed=0,1")
+    process = start("train", *settings, "seed=0,1", "-m")
     wait_for(lambda: any(Path("outputs/sweeps").glob("*/*/record.json")), process)
     code, line = end(process, signal.SIGINT)
     assert code == 130
@@ -126,7 +126,7 @@ def test_an_interrupted_sweep_has_its_jobs_in_sweep_json(start, settings):
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_jobs_of_a_sweep_end_with_it(start, settings, launcher, number):
-    process = start("train", "-m", *settings, f"hydra/launcher={launcher}", "seed=0,1")
+    process = start("train", *settings, f"hydra/launcher={launcher}", "seed=0,1", "-m")
     wait_for(lambda: len(list(Path("outputs/sweeps").glob("*/*/record.json"))) == 2, process)
     mark = f"task.data_dir={Path('sst2').absolute()}"
     process.send_signal(number)
