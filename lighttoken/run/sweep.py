@@ -111,7 +111,8 @@ def ending_processes() -> Iterator[None]:
         with raising_interrupted(end_processes):  # at once: a pool of threads may hold the exception back
             yield
     except BaseException:
-        end_processes()
+        if not _stopping.is_set():  # an error; a second SIGTERM could cut short what the first has begun
+            end_processes()
         limit = time.monotonic() + END_SECONDS
         while _unfinished and time.monotonic() < limit:
             time.sleep(0.05)
