@@ -7,6 +7,7 @@ take time stand in the functions. `hydra/launcher=` and `hydra/sweeper=` name th
 import importlib
 import json
 import logging
+import os
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -63,13 +64,21 @@ class ProcessLauncher(Launcher):
                 log.info("#%d is the same run as #%d", number, first.number)
                 duplicates.append((job, first))
             else:
+                job.status, job.error = "failed", "interrupted"  # until it has ended
                 commands.append((job, self.command(overrides, folder)))
-        self.run(commands)
+        interruption = None
+        try:
+            self.run(commands)
+        except SystemExit as error:  # a signal
+            interruption = error
         for job, first in duplicates:
             job.status, job.folder, job.error = first.status.replace("done", "skipped"), first.folder, first.error
         returns = [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=job) for job in jobs]
         for job_return in returns:
             self.hydra_context.callbacks.on_job_end(config=self.config, job_return=job_return)
+        if interruption:
+            interruption.add_note(f"kept {self.config.hydra.sweep.dir}; the same command skips the jobs that are done")
+            raise interruption
         return returns
 
     def compose(self, overrides: Sequence[str], number: int) -> tuple[DictConfig, str]:
@@ -107,14 +116,9 @@ class JoblibLauncher(ProcessLauncher):
 
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without joblib."""
-        from lighttoken.run.sweep import ending_processes, finish_job, run_process
+        from lighttoken.run.sweep import ending_processes, run_job
 
         joblib = _import("joblib", "launcher=joblib", "sweep")
-
-        def run_job(job: Any, command: list[str]) -> None:
-            log.info("#%d starts; its output is in %s", job.number, job.folder)
-            finish_job(job, run_process(command, job.folder))
-
         with ending_processes():
             calls = [joblib.delayed(run_job)(job, command) for job, command in commands]
             joblib.Parallel(n_jobs=self.n_jobs, backend="threading")(calls)
@@ -128,7 +132,7 @@ class SubmititLauncher(ProcessLauncher):
 
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without submitit or SLURM, and for unknown parameters."""
-        from lighttoken.run.sweep import finish_job, run_process
+        from lighttoken.run.sweep import run_submitted
 
         submitit = _import("submitit", "launcher=submitit", "slurm")
         try:
@@ -138,8 +142,21 @@ class SubmititLauncher(ProcessLauncher):
             raise LighttokenError(f"hydra/launcher=submitit: {' '.join(str(error).split())}") from error
         if not commands:
             return
+        sweep = os.getpid() if self.cluster == "local" else None
         with executor.batch():  # one array of jobs
-            handles = [executor.submit(run_process, command, job.folder) for job, command in commands]
+            handles = [executor.submit(run_submitted, sweep, command, job.folder) for job, command in commands]
+        try:
+            self.wait(commands, handles)
+        except SystemExit:  # a signal
+            for handle in handles:
+                handle.cancel(check=False)
+            raise
+
+    def wait(self, commands: list[tuple[Any, list[str]]], handles: list[Any]) -> None:
+        """Wait for the jobs, whose handles these are, and enter their ends."""
+        from lighttoken.run.sweep import finish_job
+
+        submitit = _import("submitit", "launcher=submitit", "slurm")
         for (job, _), handle in zip(commands, handles, strict=True):
             log.info("#%d is job %s; its output is in %s", job.number, handle.job_id, job.folder)
         for (job, _), handle in zip(commands, handles, strict=True):

@@ -1,15 +1,17 @@
 """python -m lighttoken.compress: compress a table and write the artifact. See conf/compress.yaml."""
 
+from lighttoken.run.interruption import interruptible
 from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
-    quiet_imports()
-    from lighttoken.config.command import run_command
-    from lighttoken.run.compression import compress
+    with interruptible():  # from here on, as the imports take seconds
+        quiet_imports()
+        from lighttoken.config.command import run_command
+        from lighttoken.run.compression import compress
 
-    run_command("compress", compress)
+        run_command("compress", compress)
 
 
 if __name__ == "__main__":

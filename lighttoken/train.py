@@ -1,15 +1,17 @@
 """python -m lighttoken.train: compress, fine-tune, evaluate, record. See conf/train.yaml."""
 
+from lighttoken.run.interruption import interruptible
 from lighttoken.run.libraries import quiet_imports
 
 
 def main() -> None:
     """Entry point."""
-    quiet_imports()
-    from lighttoken.config.command import run_command
-    from lighttoken.run.pipeline import train
+    with interruptible():  # from here on, as the imports take seconds
+        quiet_imports()
+        from lighttoken.config.command import run_command
+        from lighttoken.run.pipeline import train
 
-    run_command("train", train)
+        run_command("train", train)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the table was made. Nothing is pickled, and nothing in the two files depends on 
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
 
 from lighttoken.artifact.description import FORMAT_VERSION, check_description, check_version, read_json, refusing
-from lighttoken.artifact.files import make_directory, write_atomically
+from lighttoken.artifact.files import folder_for_output, write_atomically
 from lighttoken.artifact.forms import Form, make_form, read_matrix
 from lighttoken.artifact.layout import check_finite, check_layout
 from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
 
 TENSORS_FILE = "compressed_table.safetensors"
+NEXT_TENSORS_FILE = TENSORS_FILE + ".next"  # while an artifact is replaced
 METADATA_FILE = "compressed_table.json"
 MAX_HEADER = 100_000  # bytes of the names and shapes of tensors, which are a dozen at most
 ROWS_PER_CHUNK = 1024  # rows decoded at a time, so that work space stays small for vocabularies of any size
@@ -164,14 +166,20 @@ class CompressedTable:
         return {TENSORS_FILE: tensors, METADATA_FILE: _json_bytes(metadata)}
 
     def save(self, directory: str | Path) -> Path:
-        """Write the artifact into `directory`, made if need be; each file appears whole or not at all.
+        """Write the artifact into `directory`, made if need be. An artifact in it is replaced as a whole.
 
-        Raises LighttokenError if the directory cannot be written.
+        Raises LighttokenError if the directory cannot be written; what was there before is there still.
         """
         directory = Path(directory)
-        make_directory(directory)
-        for name, content in self._files.items():
-            write_atomically(directory / name, content)
+        with folder_for_output(directory):
+            # Once the JSON is new, the tensors are the new ones by either name: a kill between two steps loses nothing.
+            write_atomically(directory / NEXT_TENSORS_FILE, self._files[TENSORS_FILE])
+            try:
+                write_atomically(directory / METADATA_FILE, self._files[METADATA_FILE])
+            except LighttokenError:
+                (directory / NEXT_TENSORS_FILE).unlink()
+                raise
+            os.replace(directory / NEXT_TENSORS_FILE, directory / TENSORS_FILE)
         return directory
 
 
@@ -184,8 +192,10 @@ def load_table(directory: str | Path) -> CompressedTable:
     with refusing(f"{metadata_path} is damaged or no lighttoken artifact"):
         metadata = read_json(metadata_path)
         check_version(str(metadata_path), metadata.get("format_version"))
-        content = tensors_path.read_bytes()
-        if metadata.pop("sha256", None) != _digest(content, metadata):
+        content, digest = tensors_path.read_bytes(), metadata.pop("sha256", None)
+        if digest != _digest(content, metadata) and (Path(directory) / NEXT_TENSORS_FILE).is_file():
+            content = (Path(directory) / NEXT_TENSORS_FILE).read_bytes()
+        if digest != _digest(content, metadata):
             raise LighttokenError(
                 f"{tensors_path} or {metadata_path} is damaged: the files do not have the hash that the JSON names; "
                 "make it again"

@@ -21,13 +21,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lighttoken.artifact.table import CompressedTable
+from lighttoken.artifact.files import write_folder
+from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
 from lighttoken.backbone.classes import order_classes
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_tensors
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
+
+# Files that a checkpoint would be read with, or shadowed by, after it has replaced another or an artifact.
+OF_EARLIER_CHECKPOINTS = (METADATA_FILE, TENSORS_FILE, "model.safetensors*", "model-*-of-*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,9 @@ class Backbone:
         """Write the model with the compressed table, and all other files of its checkpoint.
 
         Heads and precision stay the same. Weights that the model's class does not have, as the pooler of a BERT that
-        is saved as a masked language model, are written as they are. Returns the bytes of the weights before and after.
+        is saved as a masked language model, are written as they are. A checkpoint or an artifact in the folder is
+        replaced as a whole, or not at all after an error. Returns the bytes of the weights before and after. Raises
+        LighttokenError if the folder cannot be written.
         """
         names = self._load(AutoConfig).architectures or ["AutoModel"]
         if not hasattr(transformers, names[0]):
@@ -140,9 +146,10 @@ class Backbone:
         swap_embedding(model, compressed, tie)
         quantizer: Any = model.hf_quantizer
         quantizer.rest = rest
-        copy_rest(source, directory)
-        model.save_pretrained(directory)
-        self._load(AutoTokenizer).save_pretrained(directory)
+        with write_folder(directory, OF_EARLIER_CHECKPOINTS) as folder:
+            copy_rest(source, folder)
+            model.save_pretrained(folder)
+            self._load(AutoTokenizer).save_pretrained(folder)
         return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
     def _folder(self) -> Path:

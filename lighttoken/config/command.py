@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,13 +47,9 @@ def run_command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors(message: Callable[[BaseException], str | None], show_traceback: bool) -> Iterator[None]:
-    """Turn errors of the user into a line and exit code 2, and SIGTERM into exit code 143."""
+    """Turn errors of the user into a line and exit code 2."""
     try:
         yield
-    except SystemExit as error:
-        if type(error).__name__ == "SIGTERMException":  # Lightning's, which has no exit code
-            sys.exit(128 + signal.SIGTERM)
-        raise
     except Exception as error:
         line = message(error)
         if show_traceback or line is None:

@@ -1,5 +1,6 @@
 """The charts as PNG and SVG files, for papers and READMEs."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart, Panel
 from lighttoken.dashboard.style import INK
 
@@ -29,7 +31,10 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
             figure = draw(chart)
             for suffix in ("png", "svg"):
                 path = folder / f"{chart.name}.{suffix}"
-                figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Date": None} if suffix == "svg" else None)
+                metadata = {"Date": None} if suffix == "svg" else None
+                content = io.BytesIO()
+                figure.savefig(content, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
+                write_atomically(path, content.getbuffer())
                 written.append(path)
     return written
 

@@ -1,6 +1,7 @@
 """The scores as tables: `runs.csv` and `scores.csv` for further computation, `scores.md` for readers."""
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.gather import Point, Run, grouped, points
 
 OURS = "lighttoken"
@@ -31,16 +33,17 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     means = task_means(settings)
     tables = {"runs.csv": (RUN_COLUMNS, run_rows), "scores.csv": (COLUMNS, [*map(_score_row, settings), *means])}
     for name, (columns, rows) in tables.items():
-        with (folder / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows({column: _no_formula(row[column]) for column in columns} for row in rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows({column: _no_formula(row[column]) for column in columns} for row in rows)
+        write_atomically(folder / name, text.getvalue().encode())
     lines = []
     for group in grouped(settings, lambda point: point.run.group).values():
         lines += [*_section([_score_row(point) for point in group]), *comparison(group), ""]
     for rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).values():
         lines += _section(rows)
-    (folder / "scores.md").write_text("\n".join(lines), encoding="utf-8")
+    write_atomically(folder / "scores.md", "\n".join(lines).encode())
     return [folder / "runs.csv", folder / "scores.csv", folder / "scores.md"]
 
 

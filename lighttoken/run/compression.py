@@ -6,8 +6,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lighttoken.artifact.files import make_directory
-from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
+from lighttoken.artifact.files import folder_for_output
+from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, compress_table
 from lighttoken.codec.quality import compress_to_quality
@@ -19,8 +19,11 @@ from lighttoken.run.screen import print_plan, print_rows, size
 def compress(config: DictConfig) -> CompressedTable:
     """Compress the table of a backbone and write the artifact, or a checkpoint of the model with it in."""
     quiet_libraries(config.progress)
-    output = Path(config.output)
-    make_directory(output)
+    with folder_for_output(Path(config.output)):
+        return _compress(config, Path(config.output))
+
+
+def _compress(config: DictConfig, output: Path) -> CompressedTable:
     # 1. The table, and how much its errors cost.
     backbone: Backbone = instantiate(config.model)
     codec: Codec = instantiate(config.codec)
@@ -36,8 +39,6 @@ def compress(config: DictConfig) -> CompressedTable:
     # 3. The files.
     rows = [("model", backbone.label)]
     if config.checkpoint:
-        for file in (METADATA_FILE, TENSORS_FILE):  # an artifact in this folder is not the table of the checkpoint
-            (output / file).unlink(missing_ok=True)
         before, after = backbone.save_checkpoint(compressed, output, config.tie)
         rows.append(("weights", f"{size(before)} -> {size(after)}"))
     else:

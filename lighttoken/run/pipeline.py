@@ -1,7 +1,10 @@
 """A run: load, compress, measure, fine-tune, evaluate, and write the record."""
 
 import logging
+import math
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from lighttoken.artifact.files import make_directory
+from lighttoken.artifact.files import make_directory, write_folder
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.precision import reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count
@@ -24,12 +27,13 @@ from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, Uncompressed
 from lighttoken.errors import LighttokenError
 from lighttoken.run.artifacts import ArtifactCache
+from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
-from lighttoken.run.records import MODEL_FOLDER, Record, find_reference, make_paths_absolute
+from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, find_reference, make_paths_absolute
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
-from lighttoken.run.trainer import CHECKPOINT_FILE, load_best, make_trainer, resume_folder
+from lighttoken.run.trainer import load_best, make_trainer, resume_folder
 from lighttoken.run.transfer import load_body, load_teacher
 from lighttoken.tasks.data import TaskData
 
@@ -59,7 +63,7 @@ def train(config: DictConfig) -> Record:
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
     record = new_record(config, backbone, codec)
-    with record.running(), open_loggers(config, record) as loggers:
+    with saying_what_is_kept(config, record), record.running(), open_loggers(config, record) as loggers:
         with record.phase("load"):  # the task's rows, the backbone with the head of the task, the trainer
             run = load(config, backbone, codec, record, loggers)
         with record.phase("compress"):  # make the compressed table, or read an artifact; swap it in
@@ -80,6 +84,24 @@ def train(config: DictConfig) -> Record:
         shutil.rmtree(resume_folder(config), ignore_errors=True)
     print_closing_table(record, reference)
     return record
+
+
+@contextmanager
+def saying_what_is_kept(config: DictConfig, record: Record) -> Iterator[None]:
+    """When a signal ends the run, add to the exception what is kept of it and how to go on."""
+    try:
+        yield
+    except SystemExit as error:
+        checkpoint = resume_folder(config) / CHECKPOINT_FILE
+        resumes = config.resume and checkpoint.is_file()
+        kept = [str(record.directory / RECORD_FILE), record.artifact, str(checkpoint) if resumes else None]
+        error.add_note(f"kept {', '.join(filter(None, kept))}")
+        if resumes:
+            error.add_note("the same command goes on from this checkpoint")
+        else:
+            how = "" if config.resume else "; with resume=true it would keep a checkpoint of every epoch"
+            error.add_note(f"the same command starts again{how}")
+        raise
 
 
 def new_record(config: DictConfig, backbone: Backbone, codec: Codec | Uncompressed) -> Record:
@@ -166,7 +188,10 @@ def measure(run: Run, compressed: CompressedTable | None) -> None:
 
 
 def fine_tune(run: Run) -> L.LightningModule:
-    """Train the model, from the checkpoint of a killed run if there is one."""
+    """Train the model, from the checkpoint of a killed run if there is one.
+
+    Raises LighttokenError if a loss or a score is not finite.
+    """
     config, record, data = run.config, run.record, run.data
     module: L.LightningModule = instantiate(
         config.finetune,
@@ -179,36 +204,52 @@ def fine_tune(run: Run) -> L.LightningModule:
     torch.set_float32_matmul_precision(config.matmul_precision)
     # Seed again: batches and dropout are the same for every codec, however many numbers it has drawn.
     L.seed_everything(config.seed, verbose=False)
-    checkpoint = resume_folder(config) / CHECKPOINT_FILE
-    if config.resume and checkpoint.is_file():
+    if config.resume and (checkpoint := find_checkpoint(resume_folder(config))):
         record.resumed = str(checkpoint)
         log.info("continuing from %s", checkpoint)
         callbacks = torch.load(checkpoint, weights_only=True, mmap=True)["callbacks"]
         record.seconds["finetune"] = callbacks["Timer"]["time_elapsed"]["train"]  # of the run that was killed
     run.trainer.fit(module, data, ckpt_path=record.resumed, weights_only=True)
+    check_finite(run.trainer.callback_metrics, config)
     return module
 
 
+def check_finite(scores: Mapping[str, Any], config: DictConfig) -> None:
+    """Raise LighttokenError, with the first loss or score that is not finite, if there is one."""
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            raise LighttokenError(
+                f"{name} is {float(score)} and must be finite; lower finetune.learning_rate="
+                f"{config.finetune.get('learning_rate')}, or change backbone_precision={config.backbone_precision} or "
+                f"trainer.precision={config.trainer.precision}"
+            )
+
+
 def evaluate(run: Run, module: L.LightningModule) -> None:
-    """Score the model in the precision that it is stored in, and save it if the config says so."""
+    """Score the model in the precision that it is stored in, and save it if the config says so.
+
+    Raises LighttokenError if a loss or a score is not finite.
+    """
     config, record, trainer, data = run.config, run.record, run.trainer, run.data
     load_best(trainer, module, keep=config.resume)
     if config.save_model:
-        run.model.save_pretrained(record.directory / MODEL_FOLDER)
-        data.tokenizer.save_pretrained(record.directory / MODEL_FOLDER)
+        with write_folder(record.directory / MODEL_FOLDER) as folder:
+            run.model.save_pretrained(folder)
+            data.tokenizer.save_pretrained(folder)
     reduce_precision(run.model, config.backbone_precision)
     record.add_stored_model(run.model)
     if config.backbone_precision in ("float16", "bfloat16"):  # autocast would compute in another precision
         trainer.strategy.precision_plugin = Precision()
     trainer.validate(module, data, verbose=False)
     scores = trainer.callback_metrics
+    check_finite(scores, config)
     prefixes = tuple(f"{name}/" for name in data.eval_names)
     record.metrics = {name: float(scores[name]) for name in scores if name.startswith(prefixes)}
 
 
 def predict(run: Run, module: L.LightningModule) -> None:
     """Answer the test split, in `predictions/` of the run folder."""
+    answers: Any = run.trainer.predict(module, run.data)
     folder = run.record.directory / "predictions"
     make_directory(folder)
-    answers: Any = run.trainer.predict(module, run.data)
     run.data.write_answers(answers if isinstance(answers[0], list) else [answers], folder)

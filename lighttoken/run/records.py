@@ -127,7 +127,7 @@ class Record:
             yield self
             self.status = "done"
         except BaseException as reason:
-            interrupted = isinstance(reason, SystemExit) and isinstance(reason.__context__, KeyboardInterrupt)
+            interrupted = type(reason) is SystemExit and isinstance(reason.__context__, KeyboardInterrupt)
             error = reason.__context__ if interrupted else reason  # Lightning turns Ctrl-C into an exit
             self.status, self.error = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
             raise

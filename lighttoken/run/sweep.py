@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -26,8 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from lighttoken.artifact.files import make_directory, write_atomically
+from lighttoken.artifact.files import is_running, make_directory, write_atomically
 from lighttoken.errors import LighttokenError
+from lighttoken.run.interruption import PARENT, raising_interrupted, when_gone
 from lighttoken.run.reading import RECORD_FILE, leave_out, read_json, read_records, reason_of
 from lighttoken.run.records import asked_for, make_paths_absolute
 
@@ -35,8 +37,10 @@ log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
 CONSOLE_FILE = "console.log"
+END_SECONDS = 10.0  # that a job has, after SIGTERM, to write its record
 
 _running: set[subprocess.Popen] = set()  # processes that threads of this process wait for
+_unfinished: set[str] = set()  # folders of jobs whose end these threads have not entered yet
 _stopping = threading.Event()  # from now on, no other process starts
 
 
@@ -49,6 +53,7 @@ class Job:
     folder: str
     status: str = "done"  # or skipped, failed
     error: str | None = None
+    interruption: SystemExit | None = None  # not in sweep.json: ends the sweep once the job is in it
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -78,6 +83,8 @@ def run_here(config: DictConfig, run: Callable[[DictConfig], Any], in_one_line: 
             report_skipped(job, folder)
         else:
             run(config)
+    except SystemExit as error:  # a signal
+        job.status, job.error, job.interruption = "failed", f"{type(error).__name__}: {error}", error
     except Exception as error:
         message = in_one_line(error)
         if message is None:
@@ -96,30 +103,47 @@ def report_skipped(job: Job, folder: str) -> None:
 
 @contextmanager
 def ending_processes() -> Iterator[None]:
-    """End the processes of `run_process` when the block ends with an error, Ctrl-C or SIGTERM (exit code 143).
+    """End the processes of `run_process` when the block ends with an error or by a signal, and wait for their ends.
 
     Other threads started these processes. If they ran on, the same command would start them a second time.
     For the main thread.
     """
-
-    def stop() -> None:
-        _stopping.set()
-        for process in list(_running):
-            process.terminate()
-
-    def leave(number: int, frame: Any) -> NoReturn:
-        stop()  # now: a pool of threads may hold the exception back until its threads are done
-        sys.exit(128 + number)
-
-    earlier_handler = signal.signal(signal.SIGTERM, leave)
     _stopping.clear()
     try:
-        yield
+        with raising_interrupted(end_processes):  # at once: a pool of threads may hold the exception back
+            yield
     except BaseException:
-        stop()
+        if not _stopping.is_set():  # an error; a second SIGTERM could cut short what the first has begun
+            end_processes()
+        limit = time.monotonic() + END_SECONDS
+        while _unfinished and time.monotonic() < limit:
+            time.sleep(0.05)
+        end_processes(signal.SIGKILL)
         raise
+
+
+def end_processes(by: int = signal.SIGTERM) -> None:
+    """Send a signal to the processes of `run_process`, and let no other start."""
+    _stopping.set()
+    for process in list(_running):
+        process.send_signal(by)
+
+
+def run_job(job: Job, command: list[str]) -> None:
+    """Run a job in a new process and enter its end."""
+    log.info("#%d starts; its output is in %s", job.number, job.folder)
+    _unfinished.add(job.folder)
+    try:
+        finish_job(job, run_process(command, job.folder))
     finally:
-        signal.signal(signal.SIGTERM, earlier_handler)
+        _unfinished.discard(job.folder)
+
+
+def run_submitted(sweep: int | None, command: list[str], folder: str) -> int:
+    """`run_process` in a process of submitit. The job ends when the process `sweep` of this machine is no more."""
+    if sweep is not None:
+        when_gone(lambda: is_running(sweep), end_processes)
+    return run_process(command, folder)
 
 
 def run_process(command: list[str], folder: str) -> int:
@@ -129,6 +153,7 @@ def run_process(command: list[str], folder: str) -> int:
     make_directory(Path(folder))
     Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, with another end
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # set by run_command
+    environment[PARENT] = str(os.getpid())
     with Path(folder, CONSOLE_FILE).open("w") as console:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
         _running.add(process)
@@ -150,8 +175,9 @@ def finish_job(job: Job, code: int, reason: str | None = None) -> None:
         # Without a record, the error is the last line of the console.
         lines = console.read_text(errors="replace").strip().split("\n") if console.is_file() else [""]
         job.error = str(record.get("error") or "") or lines[-1].strip().removeprefix("error: ") or f"exit code {code}"
-    if job.error:
-        job.status, job.error = "failed", reason or job.error
+    else:
+        job.error = None
+    job.status, job.error = ("failed", reason or job.error) if job.error else ("done", None)
     log.info("#%d %s", job.number, job.error or job.status)
 
 
@@ -196,12 +222,17 @@ class Summary(Callback):
         self.jobs: list[Job] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Add a job to sweep.json."""
+        """Add a job to sweep.json. Raises SystemExit again, which a signal has ended the job with."""
         if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, Job):
-            self.jobs.append(job_return.return_value)
+            job = job_return.return_value
+            self.jobs.append(job)
             folder = Path(config.hydra.sweep.dir)
             make_directory(folder)
-            write_atomically(folder / SWEEP_FILE, json.dumps([asdict(job) for job in self.jobs], indent=2).encode())
+            rows = [{k: v for k, v in vars(job).items() if k != "interruption"} for job in self.jobs]
+            write_atomically(folder / SWEEP_FILE, json.dumps(rows, indent=2).encode())
+            if job.interruption:
+                job.interruption.add_note("it skips the jobs that are done")
+                raise job.interruption
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the summary. Raises SystemExit if a job failed."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
@@ -15,9 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lighttoken.errors import LighttokenError
+from lighttoken.run.checkpoints import CHECKPOINT_FILE, CheckedCheckpoints, read_checkpoint
 from lighttoken.run.records import asked_for
-
-CHECKPOINT_FILE = "last.ckpt"
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
@@ -45,6 +43,7 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
             f"{values} do not work here: {reason}; trainer.accelerator=auto takes what there is"
         ) from error
     check_processes(config.trainer.devices, trainer.world_size)
+    trainer.strategy.checkpoint_io = CheckedCheckpoints(config.resume)
     return trainer
 
 
@@ -74,11 +73,11 @@ def check_processes(devices: Any, processes: int) -> None:
 def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None:
     """Load the epoch that a checkpoint callback found best on held-out rows; without one the last epoch stays.
 
-    `keep` leaves the file, for a run that continues from here.
+    `keep` leaves the file, for a run that continues from here. Raises LighttokenError if it is damaged.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            module.load_state_dict(torch.load(callback.best_model_path, weights_only=True)["state_dict"])
+            module.load_state_dict(read_checkpoint(Path(callback.best_model_path))["state_dict"])
             if not keep:
                 Path(callback.best_model_path).unlink()
 

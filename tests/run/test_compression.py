@@ -1,6 +1,8 @@
 """Checkpoints that `lighttoken.compress checkpoint=true` writes, and `lighttoken.show`."""
 
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +115,25 @@ def test_a_checkpoint_that_is_there_is_not_overwritten(command, checkpoint):
     code, _, err = command("compress", *arguments)
     assert code == 2
     assert "output=packed holds a checkpoint already; choose another folder or add overwrite=true" in err
+
+
+def test_a_checkpoint_is_as_it_was_after_the_disk_was_full(command, compress, checkpoint, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", disk], check=False).returncode:
+        pytest.skip("this user cannot mount")
+    try:
+        compress(f"output={disk}/packed")
+        before = {path.name: path.read_bytes() for path in (disk / "packed").iterdir()}
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - (24 << 10)))
+        again = [f"model.path={checkpoint()}", f"output={disk}/packed", "checkpoint=true", "overwrite=true", *QUICK]
+        code, _, err = command("compress", *again, "seed=1")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert err.startswith(f"error: cannot write {disk}/packed: ")
+        assert {path.name: path.read_bytes() for path in (disk / "packed").iterdir()} == before
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "packed"]
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_checkpoint_in_the_place_of_an_artifact_leaves_nothing_of_it(command, checkpoint):
