@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test test-all lint clean
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -16,6 +16,10 @@ quickstart: setup
 # A process per core, each with one thread: the models are so small that more threads only wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The slow ones too.
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ''
 
 lint: setup
 	$(BIN)/ruff check .
