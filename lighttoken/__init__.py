@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from lighttoken.codec.quality import compress_to_quality
     from lighttoken.errors import LighttokenError
     from lighttoken.run.importance import measure_importance
+    from lighttoken.run.in_memory import compress_model
 
 __all__ = [
     "CompressedEmbedding",
     "CompressedTable",
     "LighttokenError",
+    "compress_model",
     "compress_table",
     "compress_to_quality",
     "load_table",
@@ -33,6 +35,7 @@ _HOMES = {
     "CompressedEmbedding": "lighttoken.backbone.embedding",
     "CompressedTable": "lighttoken.artifact.table",
     "LighttokenError": "lighttoken.errors",
+    "compress_model": "lighttoken.run.in_memory",
     "compress_table": "lighttoken.codec",
     "compress_to_quality": "lighttoken.codec.quality",
     "load_table": "lighttoken.artifact.table",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lighttoken.artifact.table import ROWS_PER_CHUNK, CompressedTable
-from lighttoken.backbone.storage import Overlay, Storage, as_integers, buffer_name
+from lighttoken.backbone.storage import Overlay, Storage, as_integers, buffer_name, is_graph
 from lighttoken.errors import LighttokenError
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
@@ -248,11 +248,6 @@ def set_trainable(embedding: nn.Module, trainable: Trainable | str) -> None:
     form = embedding.description.form
     names = {"frozen": (), "decoder": form.shared, "decoder+factors": form.shared + form.factors}
     embedding.set_trainable(names[trainable])
-
-
-def is_graph() -> bool:
-    """Whether a graph is being made, in which no size may depend on numbers: torch.compile, export and jit.trace."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _prepare(module: CompressedEmbedding, _: object) -> None:  # not a lambda: a model can then be pickled

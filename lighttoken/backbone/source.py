@@ -1,5 +1,6 @@
 """Where a pretrained model comes from: its table, its tokenizer, the model with the head of a task."""
 
+import copy
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,20 +78,8 @@ class Backbone:
 
         With `padding`, also if it cannot pad.
         """
-        tokenizer = self._load(AutoTokenizer)
         rows = self._load(AutoConfig).get_text_config().vocab_size
-        largest = max(tokenizer.get_vocab().values())
-        if not rows / 2 <= largest + 1 <= rows:  # tables are often padded by a few rows, never by as many again
-            raise LighttokenError(
-                f"the tokenizer of model={self.label} has ids 0 to {largest} and the table has {rows} rows; "
-                "use the tokenizer that was saved with this checkpoint"
-            )
-        if padding and tokenizer.pad_token is None:
-            raise LighttokenError(
-                f"the tokenizer of model={self.label} has no padding token and sentences are batched; "
-                "set tokenizer.pad_token and save it with the checkpoint"
-            )
-        return tokenizer
+        return check_tokenizer(self._load(AutoTokenizer), rows, self.label, padding)
 
     def table(self) -> Tensor:
         """The input embedding matrix (V, d), float32."""
@@ -195,6 +184,42 @@ class Backbone:
             if "tiktoken" in reason or "sentencepiece" in reason:
                 cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A model in memory and its tokenizer, for what is measured on a backbone."""
+
+    model: PreTrainedModel
+    own_tokenizer: PreTrainedTokenizerBase
+
+    def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
+        """As `Backbone.tokenizer`."""
+        rows = find_embedding(self.model).num_embeddings
+        return check_tokenizer(self.own_tokenizer, rows, type(self.model).__name__, padding)
+
+    def encoder(self) -> PreTrainedModel:
+        """A copy of the model without its head, as `Backbone.encoder` loads it."""
+        body: Any = copy.deepcopy(self.model.base_model).float().eval()
+        return body.get_encoder() if body.config.is_encoder_decoder else body
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, rows: int, label: str, padding: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer. Raises LighttokenError if a table with so many rows is not its own, or if it cannot pad."""
+    largest = max(tokenizer.get_vocab().values())
+    if not rows / 2 <= largest + 1 <= rows:  # tables are often padded by a few rows, never by as many again
+        raise LighttokenError(
+            f"the tokenizer of model={label} has ids 0 to {largest} and the table has {rows} rows; "
+            "use the tokenizer that was saved with this checkpoint"
+        )
+    if padding and tokenizer.pad_token is None:
+        raise LighttokenError(
+            f"the tokenizer of model={label} has no padding token and sentences are batched; "
+            "set tokenizer.pad_token and save it with the checkpoint"
+        )
+    return tokenizer
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Storage(nn.Module):
     def stored_tensors(self) -> dict[str, Tensor]:
         """What the form reads rows from: the stored tensors and the index."""
         # While a graph is exported, views that were made before: ONNX has no operator for a view of another type.
-        tensors = dict(self._stored) if torch.compiler.is_compiling() else self.views()
+        tensors = dict(self._stored) if is_graph() else self.views()
         return tensors | {name: getattr(self, buffer_name(name)) for name in self._index}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Storage":
@@ -103,6 +103,11 @@ class Overlay(nn.ParameterDict):
         for name, matrix in self.items():
             matrix.data = copies[name].to(matrix.device)
         return self
+
+
+def is_graph() -> bool:
+    """Whether a graph is being made, in which no size may depend on numbers: torch.compile, export and jit.trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def buffer_name(name: str) -> str:

@@ -113,6 +113,9 @@ class Codec:
         """How a run makes the importance from the backbone, as plain JSON values."""
         return {"prior": "uniform", "error_metric": "euclidean"}
 
+    def check_reach(self, table: Table, budget: Budget) -> None:
+        """Raise LighttokenError, before the importance is measured, if the budget is out of reach, where that shows."""
+
     def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The tensors, of at most `budget.tensor_bytes`, and a summary of the work in plain JSON values.
 

@@ -4,12 +4,18 @@ Elsewhere: whether a device is there (`run/trainer.py`), whether the data has th
 can meet the ratio (`codec/`).
 """
 
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lighttoken.artifact.table import METADATA_FILE
 from lighttoken.backbone.embedding import Tie
@@ -39,6 +45,41 @@ def check(config: DictConfig) -> None:
     if schema is Compress:
         _check_goal(plain)
         _check_output(plain)
+    if schema in (Train, Compress):
+        _check_sources(config)
+
+
+class CheckJobs(Callback):
+    """Hydra callback of every sweep: before the first job, checks jobs in which every value of the sweep occurs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raise SystemExit with code 2, and print the line of the error, for a config that cannot work."""
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            for overrides in _jobs(config.hydra.overrides.task):
+                job = loader.load_sweep_config(config, overrides)
+                with open_dict(job.hydra):
+                    job.hydra.job.id, job.hydra.job.num = "check", 0
+                    job.hydra.runtime.output_dir = job.hydra.sweep.dir
+                HydraConfig.instance().set_config(job)
+                job = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
+                check(job)
+        except LighttokenError as error:  # Hydra turns any other exception of a callback into a warning
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+
+def _jobs(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of a few jobs of a sweep in which every value of a list occurs."""
+    values = []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        if override.is_discrete_sweep():
+            key = override.get_key_element()
+            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_sweep_override():  # a range that a sweeper draws from has no values yet
+            values.append([override.input_line or ""])
+    count = max(map(len, values), default=1)
+    return [[options[job % len(options)] for options in values] for job in range(count)]
 
 
 def _check_numbers(config: dict[str, Any]) -> None:
@@ -94,7 +135,11 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
         )
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-    check_processes(devices, count * int(trainer.get("num_nodes", 1)))
+    nodes = int(trainer.get("num_nodes", 1))
+    check_processes(f"trainer.devices={devices}", count)
+    check_processes(f"trainer.num_nodes={nodes}", nodes)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if os.environ.get("WORLD_SIZE", "1").isdecimal() else 1
+    check_processes("the launcher, by WORLD_SIZE in the environment,", launched)
 
 
 def _check_goal(config: dict[str, Any]) -> None:
@@ -112,11 +157,25 @@ def _check_goal(config: dict[str, Any]) -> None:
 def _check_output(config: dict[str, Any]) -> None:
     """A folder that holds something already, and an unknown `tie`."""
     _check_choice("tie", config["tie"], get_args(Tie))
+    path = config["model"].get("path")
+    if path and Path(path).resolve() == Path(config["output"]).resolve():
+        raise LighttokenError(
+            f"output={config['output']} is the folder of the original checkpoint, which would be lost; choose another"
+        )
     for file, content in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
         if Path(config["output"], file).exists() and not config["overwrite"]:
             raise LighttokenError(
                 f"output={config['output']} holds {content} already; choose another folder or add overwrite=true"
             )
+
+
+def _check_sources(config: DictConfig) -> None:
+    """A package, a checkpoint or a folder of data that is not there; settings that a codec refuses."""
+    hydra.utils.instantiate(config.codec)
+    hydra.utils.instantiate(config.model).source()
+    folder = (config.get("task") or {}).get("data_dir")
+    if folder and not Path(folder).is_dir():
+        raise LighttokenError(f"task.data_dir={folder} is not a folder; it needs train.parquet, among others")
 
 
 def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -55,6 +55,8 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
     """The message of an error of Hydra or OmegaConf: in our words where we know it, else its lines joined."""
     if str(error).startswith("Could not override 'experiment'"):
         return "an experiment is added, not overridden: write +experiment=NAME"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
     if match := re.match(r"Could not override '([^']+)'", str(error)):
         return _unknown_key(match[1], config_name)
     if match := re.match(r"Ambiguous value for argument '([^']+)'", str(error)):
@@ -72,6 +74,17 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
         return f"{match[3]} is {match[1]!r}; it must be of type {match[2]}"
     useful = [line for line in lines if line and not line.startswith(("object_type", "reference_type"))]
     return "; ".join(dict.fromkeys(useful))
+
+
+def _unreadable(override: str) -> str:
+    """The message for an override with characters that are Hydra's syntax."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override!r} is no override; write KEY=VALUE"
+    if value.startswith("~/"):  # a shell leaves it as it is after an equals sign
+        return f"{key} is {value}; write $HOME instead of ~, in double quotes: {key}=\"$HOME{value[1:]}\""
+    value = value.replace('"', "")
+    return f"{key} is {value}; Hydra reads = ( ) [ ] {{ }} , : ~ as syntax: quote the value twice: '{key}=\"{value}\"'"
 
 
 def _unknown_key(path: str, config_name: str) -> str:

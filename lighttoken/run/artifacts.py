@@ -17,7 +17,8 @@ from torch import Tensor
 from lighttoken.artifact.files import make_directory
 from lighttoken.artifact.table import CompressedTable, hash_table, load_table
 from lighttoken.backbone.source import Backbone
-from lighttoken.codec import Codec, compress_table
+from lighttoken.codec import Codec, check_reach, compress_table
+from lighttoken.codec.interface import MetricCodec, resolve_device
 from lighttoken.errors import LighttokenError
 from lighttoken.run.importance import measure_importance
 
@@ -58,6 +59,7 @@ class ArtifactCache:
                     return Artifact(compressed, directory, reused=True)
                 except LighttokenError as error:
                     log.warning("making the artifact again: %s", error)
+            check_reach(table, codec, ratio)
             importance = measure_importance(backbone, codec, len(table), seed, self.progress)
             compressed = compress_table(
                 table, codec, ratio, importance=importance, seed=seed, progress=self.progress, loggers=self.loggers
@@ -76,6 +78,9 @@ class ArtifactCache:
             float(ratio),
             seed,
             str(torch.__version__),
+            # Sums depend on how many threads add them up, and on the device.
+            torch.get_num_threads(),
+            str(resolve_device(codec.device)) if isinstance(codec, MetricCodec) else "cpu",
         ]
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         return self.output_dir / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lighttoken.artifact.files import folder_for_output
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.source import Backbone
-from lighttoken.codec import Codec, compress_table
+from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.quality import compress_to_quality
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
@@ -28,6 +28,8 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     backbone: Backbone = instantiate(config.model)
     codec: Codec = instantiate(config.codec)
     table = backbone.table()
+    if config.quality is None:
+        check_reach(table, codec, config.ratio)
     importance = measure_importance(backbone, codec, len(table), config.seed, config.progress)
     # 2. The compressed table of a ratio, or of a quality.
     settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}

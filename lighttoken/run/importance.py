@@ -11,11 +11,11 @@ from lighttoken.codec.prior import Uniform, special_tokens
 from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
-    from lighttoken.backbone.source import Backbone
+    from lighttoken.backbone.source import Backbone, LoadedBackbone
 
 
 def measure_importance(
-    backbone: "Backbone", codec: Codec, rows: int, seed: int = 0, progress: bool = False
+    backbone: "Backbone | LoadedBackbone", codec: Codec, rows: int, seed: int = 0, progress: bool = False
 ) -> Importance:
     """Row weights and error metric for the table of a backbone with so many rows.
 

@@ -63,23 +63,25 @@ def train(config: DictConfig) -> Record:
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
     record = new_record(config, backbone, codec)
-    with saying_what_is_kept(config, record), record.running(), open_loggers(config, record) as loggers:
+    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+    with saying_what_is_kept(config, record), record.running():
         with record.phase("load"):  # the task's rows, the backbone with the head of the task, the trainer
             run = load(config, backbone, codec, record, loggers)
-        with record.phase("compress"):  # make the compressed table, or read an artifact; swap it in
-            compressed = compress(run)
-        with record.phase("measure"):  # the table's spectrum and bound, the artifact's errors and bytes
-            measure(run, compressed)
-        with record.phase("finetune"):  # train the model around the compressed table
-            module = fine_tune(run)
-        with record.phase("evaluate"):  # score the model in the precision that it is stored in
-            evaluate(run, module)
-        if config.predict:
-            with record.phase("predict"):  # answer the test split
-                predict(run, module)
-        reference = find_reference(record, Path(config.output_dir))
-        for logger in loggers:
-            log_result(logger, record, reference)
+        with open_loggers(loggers, record):  # only now: a run that cannot be does not appear in W&B
+            with record.phase("compress"):  # make the compressed table, or read an artifact; swap it in
+                compressed = compress(run)
+            with record.phase("measure"):  # the table's spectrum and bound, the artifact's errors and bytes
+                measure(run, compressed)
+            with record.phase("finetune"):  # train the model around the compressed table
+                module = fine_tune(run)
+            with record.phase("evaluate"):  # score the model in the precision that it is stored in
+                evaluate(run, module)
+            if config.predict:
+                with record.phase("predict"):  # answer the test split
+                    predict(run, module)
+            reference = find_reference(record, Path(config.output_dir))
+            for logger in loggers:
+                log_result(logger, record, reference)
     if config.resume:
         shutil.rmtree(resume_folder(config), ignore_errors=True)
     print_closing_table(record, reference)

@@ -4,15 +4,13 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
 
 from lighttoken.run.average import task_score
 from lighttoken.run.records import NOT_ASKED, Record
@@ -21,15 +19,14 @@ DATA_DIR = "WANDB_DATA_DIR"
 
 
 @contextmanager
-def open_loggers(config: DictConfig, record: Record) -> Iterator[list[Logger]]:
-    """The loggers of the config, started inside and finished at the end, with exit code 1 after an error."""
-    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+def open_loggers(loggers: Sequence[Logger], record: Record) -> Iterator[None]:
+    """Loggers are started inside and finished at the end, with exit code 1 after an error."""
     exit_code = 1
     try:
         for logger in loggers:
             start(logger, record)
         with staging_in(record.directory):
-            yield loggers
+            yield
         exit_code = 0
     finally:
         for logger in loggers:

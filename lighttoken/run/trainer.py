@@ -29,6 +29,7 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         "logger": loggers,
         "default_root_dir": str(directory),
         "enable_progress_bar": config.progress,
+        "use_distributed_sampler": False,  # the order of rows is the task's, whatever the strategy
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     }
     try:
@@ -42,7 +43,7 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         raise LighttokenError(
             f"{values} do not work here: {reason}; trainer.accelerator=auto takes what there is"
         ) from error
-    check_processes(config.trainer.devices, trainer.world_size)
+    check_processes(f"trainer.devices={config.trainer.devices}", trainer.world_size)
     trainer.strategy.checkpoint_io = CheckedCheckpoints(config.resume)
     return trainer
 
@@ -61,12 +62,12 @@ def make_callbacks(config: DictConfig, loggers: list[Logger]) -> list[L.Callback
     return callbacks
 
 
-def check_processes(devices: Any, processes: int) -> None:
-    """Raise LighttokenError if the devices make more than one process."""
+def check_processes(cause: str, processes: int) -> None:
+    """Raise LighttokenError if a setting makes more than one process."""
     if processes > 1:
         raise LighttokenError(
-            f"trainer.devices={devices} makes {processes} processes and a run is one; set "
-            "trainer.devices=1 and, to use more devices, run the jobs of a sweep at once with hydra/launcher=joblib"
+            f"{cause} makes {processes} processes and a run is one; start one, on one device, and run the jobs of a "
+            "sweep at once with hydra/launcher=joblib"
         )
 
 

@@ -9,7 +9,7 @@ Letters: V rows of the table, d columns, m rows of the decoder, T tiers, s steps
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -98,6 +98,17 @@ class LightToken(MetricCodec):
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights, ridge=RIDGE)
         return _tensors(plan, stream, decoder, bias), plan.describe()
+
+    def check_reach(self, table: Table, budget: Budget) -> None:
+        """See `Codec.check_reach`. The least bytes hardly depend on the importance, so a plan without it shows them."""
+        if budget.tensor_bytes > len(table) + 64 * table.shape[1]:  # far from the least
+            return
+        table, weights = table - table.mean(0), torch.ones(len(table))
+        margin = replace(budget, description_bytes=budget.description_bytes - abs(budget.tensor_bytes) // 4)
+        try:
+            plan_budget(table, weights, margin, self.state_bits, self.tiers, self.decoder_precision)
+        except LighttokenError:
+            plan_budget(table, weights, budget, self.state_bits, self.tiers, self.decoder_precision)
 
     def _encode(
         self, coordinates: Float[Tensor, "V m"], plan: Plan, norms: Float[Tensor, " m"], reporter: Reporter
