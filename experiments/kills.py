@@ -8,8 +8,8 @@ its scores must be the same, as those of the undisturbed run; then the next such
 kills.
 At last a sweep is killed: 10 seconds later no process of its jobs may be there, and the same command must end well.
 
-Prints the counts, and fails if one is not as it must be. Writes kills.csv: a row per start of the command. 15 kills
-took 13 minutes on two cores that others used too. Linux only.
+Prints the counts, and fails if one is not as it must be. Writes kills.csv: a row per start of the command. 15
+kills took 13 minutes on two cores that others used too. Linux only.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def test_the_jobs_of_a_sweep_end_with_it(start, settings, launcher, number):
     wait_for(lambda: len(list(Path("outputs/sweeps").glob("*/*/record.json"))) == 2, process)
     mark = f"task.data_dir={Path('sst2').absolute()}"
     process.send_signal(number)
-    process.communicate(timeout=LIMIT)
+    process.wait(LIMIT)  # not for the end of stderr, which processes of submitit have too
     limit = time.monotonic() + 60  # of a busy machine; 10 s if it is idle
     while processes_with(mark) and time.monotonic() < limit:
         time.sleep(0.1)
