@@ -1,5 +1,6 @@
 """The examples of README, CONTRIBUTING and docs: short ones run for real, long ones are composed and checked."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -137,7 +138,8 @@ def check_report(arguments, request):
     shutil.copytree(ROOT / "tests" / "samples" / "records", "outputs")
     served = "--serve" in arguments
     if served:
-        request.getfixturevalue("monkeypatch").setattr("lighttoken.dashboard.report.report", lambda *_: None)
+        module = importlib.import_module("lighttoken.dashboard.report")
+        request.getfixturevalue("monkeypatch").setattr(module, "report", lambda *_: None)
     code, _, message = request.getfixturevalue("command")("report", *arguments)
     assert code == 0, message
     assert Path("outputs/report/index.html").exists() != served
