@@ -1,4 +1,4 @@
-"""All checks that need nothing but the config, in one place, before any work.
+"""All checks that need nothing but the config, and whether its sources are there, in one place, before any work.
 
 Elsewhere: whether a device is there (`run/trainer.py`), whether the data has the rows (`tasks/`), and whether a codec
 can meet the ratio (`codec/`).
@@ -6,6 +6,7 @@ can meet the ratio (`codec/`).
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -21,6 +22,7 @@ from lighttoken.artifact.table import METADATA_FILE
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.precision import check_precision
 from lighttoken.codec.quality import check_quality
+from lighttoken.config.messages import one_line
 from lighttoken.config.schema import Compress, Train
 from lighttoken.config.signatures import check_keys, check_node, parameters
 from lighttoken.errors import LighttokenError
@@ -45,8 +47,6 @@ def check(config: DictConfig) -> None:
     if schema is Compress:
         _check_goal(plain)
         _check_output(plain)
-    if schema in (Train, Compress):
-        _check_sources(config)
 
 
 class CheckJobs(Callback):
@@ -64,8 +64,12 @@ class CheckJobs(Callback):
                 HydraConfig.instance().set_config(job)
                 job = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
                 check(job)
-        except LighttokenError as error:  # Hydra turns any other exception of a callback into a warning
-            print(f"error: {error}", file=sys.stderr)
+                check_sources(job)
+        except Exception as error:  # which Hydra would turn into a warning
+            line = one_line(error, config.hydra.job.config_name)
+            if line is None:
+                raise SystemExit(traceback.format_exc()) from error
+            print(f"error: {line}", file=sys.stderr)
             raise SystemExit(2) from error
 
 
@@ -169,8 +173,8 @@ def _check_output(config: dict[str, Any]) -> None:
             )
 
 
-def _check_sources(config: DictConfig) -> None:
-    """A package, a checkpoint or a folder of data that is not there; settings that a codec refuses."""
+def check_sources(config: DictConfig) -> None:
+    """Raise LighttokenError for a package, a checkpoint or a folder of data that is not there."""
     hydra.utils.instantiate(config.codec)
     hydra.utils.instantiate(config.model).source()
     folder = (config.get("task") or {}).get("data_dir")

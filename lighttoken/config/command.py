@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lighttoken.config.check import check
+from lighttoken.config.check import check, check_sources
 from lighttoken.config.messages import one_line
 from lighttoken.config.schema import config_dir, register
 from lighttoken.run.secrets import refuse_secrets
@@ -31,6 +31,7 @@ def run_command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
 
     def checked(config: DictConfig) -> Any:
         check(config)
+        check_sources(config)
         return run(config)
 
     @functools.wraps(run)
