@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -76,8 +77,10 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def make_model() -> Callable[..., PreTrainedModel]:
     """A small random model of an architecture, under any Auto class."""
 
-    def make(architecture: str = "bert", auto_class: type = AutoModel) -> PreTrainedModel:
-        return auto_class.from_config(copy.deepcopy(CONFIGS[architecture])).eval()  # a swap writes into it
+    def make(architecture: str = "bert", auto_class: type = AutoModel, **settings: Any) -> PreTrainedModel:
+        config = copy.deepcopy(CONFIGS[architecture])  # a swap writes into it
+        config.update(settings)
+        return auto_class.from_config(config).eval()
 
     return make
 

@@ -22,6 +22,7 @@ def swap_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie
     if tie not in get_args(Tie):
         raise LighttokenError(f"unknown tie={tie!r}; choose one of {', '.join(get_args(Tie))}")
     shared = replace_embedding(model, compressed, tie)
-    own_head = model.get_output_embeddings() is not None and not shared
-    attach(model, compressed, "untie" if own_head else tie)
+    if model.get_output_embeddings() is None:  # a head that the body gets later
+        shared = getattr(model.config.get_text_config(), "tie_word_embeddings", True)
+    attach(model, compressed, tie if shared else "untie")
     return model
