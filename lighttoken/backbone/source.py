@@ -2,7 +2,8 @@
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,10 @@ class Backbone:
         prefix = "" if model.base_model is model else model.base_model_prefix
         base = {name for name, _ in model.base_model.named_parameters(prefix=prefix)}
         new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-        missing = sorted(key for key in new if key in base and "pooler" not in key)
+        computed = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()  # as Marian's sines of positions
+        missing = sorted(
+            key for key in new & base if "pooler" not in key and not any(name.endswith(key) for name in computed)
+        )
         if missing:
             raise LighttokenError(
                 f"the checkpoint of model={self.label} lacks {len(missing)} weights of {type(model).__name__}, "
@@ -171,7 +175,7 @@ class Backbone:
         settings = {"revision": self.revision or "main", "trust_remote_code": False}
         return self._call(auto_class.from_pretrained, self.source(), **settings, **kwargs)
 
-    def _call(self, load: Callable[..., Any], source: str, **kwargs: Any) -> Any:
+    def _call(self, load: Any, source: str, **kwargs: Any) -> Any:
         try:
             return load(source, **kwargs)
         except Exception as error:  # a foreign or broken checkpoint can fail anywhere in transformers, with any type
@@ -181,6 +185,8 @@ class Backbone:
                 if source == self.hub_id
                 else "check that the directory is a complete checkpoint"
             )
+            if match := re.match(r"Unrecognized configuration class <class '.*\.(\w+)'>", reason):  # as BERT2BERT's
+                reason, cure = f"transformers has no {load.__self__.__name__} for {match[1]}", "compress a part of it"
             if "tiktoken" in reason or "sentencepiece" in reason:
                 cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error

@@ -102,7 +102,9 @@ def _check_weights(weights: Any, rows: int) -> Float32[Tensor, " V"]:
     if weights.is_complex():
         raise LighttokenError(f"weights must be positive numbers, got {weights.dtype}; pass their absolute values")
     if not bool((weights.isfinite() & (weights > 0)).all()):
-        raise LighttokenError(f"weights must be positive numbers, got a minimum of {float(weights.min()):g}")
+        raise LighttokenError(
+            f"weights must be positive numbers, got a minimum of {float(weights.min()):g}; give other rows a small one"
+        )
     # By a power of two first, which changes no digit: float32 may hold neither the weights nor their sum.
     weights = weights.cpu().double()
     weights = (weights * 2.0 ** -math.frexp(float(weights.max()))[1]).float().clamp_min(torch.finfo(torch.float32).tiny)

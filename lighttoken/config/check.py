@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lighttoken.artifact.table import METADATA_FILE
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.precision import check_precision
+from lighttoken.codec.interface import MetricCodec, resolve_device
 from lighttoken.codec.quality import check_quality
 from lighttoken.config.messages import one_line
 from lighttoken.config.schema import Compress, Train
@@ -175,7 +176,9 @@ def _check_output(config: dict[str, Any]) -> None:
 
 def check_sources(config: DictConfig) -> None:
     """Raise LighttokenError for a package, a checkpoint or a folder of data that is not there."""
-    hydra.utils.instantiate(config.codec)
+    codec = hydra.utils.instantiate(config.codec)
+    if isinstance(codec, MetricCodec):
+        resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
     folder = (config.get("task") or {}).get("data_dir")
     if folder and not Path(folder).is_dir():

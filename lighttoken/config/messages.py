@@ -82,7 +82,7 @@ def _unreadable(override: str) -> str:
     if not equals:
         return f"{override!r} is no override; write KEY=VALUE"
     if value.startswith("~/"):  # a shell leaves it as it is after an equals sign
-        return f"{key} is {value}; write $HOME instead of ~, in double quotes: {key}=\"$HOME{value[1:]}\""
+        return f'{key} is {value}; write $HOME instead of ~, in double quotes: {key}="$HOME{value[1:]}"'
     value = value.replace('"', "")
     return f"{key} is {value}; Hydra reads = ( ) [ ] {{ }} , : ~ as syntax: quote the value twice: '{key}=\"{value}\"'"
 

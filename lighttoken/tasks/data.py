@@ -121,7 +121,7 @@ class TaskData(L.LightningDataModule):
         """
         try:
             return read()
-        except (OSError, ValueError, KeyError, TypeError, DatasetGenerationError) as error:
+        except (OSError, ValueError, KeyError, TypeError, StopIteration, DatasetGenerationError) as error:
             causes = [error, *_causes(error)]
             cache = Path(datasets.config.HF_DATASETS_CACHE)
             for cause in causes:

@@ -246,3 +246,24 @@ def test_what_is_no_compressed_checkpoint_is_named(make_model, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(LighttokenError, match="has no compressed table; compress it with lighttoken.compress"):
             read_checkpoint(tmp_path)
+
+
+def test_the_recorded_tie_decides_whatever_a_library_writes_into_the_config(make_model, tmp_path):
+    """PEFT's merge compares the addresses of both weights and sets tie_word_embeddings to False."""
+    model = swapped(make_model("bert", AutoModelForMaskedLM))
+    ids = torch.randint(4, 200, (2, 9))
+    expected = model(ids).logits
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path)
+    again, report = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    torch.testing.assert_close(again.eval()(ids).logits, expected)
+    with pytest.raises(LighttokenError, match="tie_word_embeddings=False contradicts it; leave that out"):
+        AutoModelForMaskedLM.from_pretrained(tmp_path, tie_word_embeddings=False)
+
+
+def test_a_body_that_was_swapped_gets_the_head_that_its_config_says(make_model, tmp_path):
+    for tie in (True, False):
+        swapped(make_model("bert", tie_word_embeddings=tie)).save_pretrained(tmp_path / str(tie))
+        with_head = AutoModelForMaskedLM.from_pretrained(tmp_path / str(tie))
+        assert isinstance(with_head.get_output_embeddings(), CompressedHead) == tie

@@ -3,15 +3,16 @@ import os
 import pickle
 from functools import partial
 
+import jaxtyping
 import lightning as L
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedLM, MobileBertConfig
 
 from lighttoken import CompressedEmbedding, LighttokenError, compress_table, swap_embedding
 from lighttoken.artifact.packing import unpack_bits
-from lighttoken.backbone.embedding import set_trainable
+from lighttoken.backbone.embedding import CompressedHead, set_trainable
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.paper.method import LightTokenPaper
 
@@ -304,3 +305,53 @@ def test_a_smaller_precision_of_the_model_does_not_round_what_is_trained(request
     after = embedding.bfloat16().compressed_table().tensors
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert embedding(torch.arange(3)).dtype == torch.bfloat16
+
+
+def test_a_swapped_model_keeps_its_size_and_says_so(make_model):
+    model = make_model()
+    swap_embedding(model, compress_table(model.get_input_embeddings().weight, "svd", 2, progress=False))
+    embedding = model.get_input_embeddings()
+    assert model.resize_token_embeddings() is embedding
+    assert model.resize_token_embeddings(200) is embedding
+    with pytest.raises(LighttokenError, match="200 rows cannot be resized to 208; add tokens and resize the original"):
+        model.resize_token_embeddings(208)
+    assert copy.deepcopy(model).resize_token_embeddings(200) is not embedding
+
+
+def test_training_a_frozen_embedding_is_refused_where_it_would_do_nothing(trellis):
+    embedding = CompressedEmbedding(trellis)
+    embedding.requires_grad_(False)
+    with pytest.raises(LighttokenError, match="trains nothing until lighttoken.set_trainable"):
+        embedding.requires_grad_(True)
+    set_trainable(embedding, "decoder")
+    assert all(parameter.requires_grad for parameter in embedding.requires_grad_(True).parameters())
+
+
+def test_a_head_that_computes_with_its_weight_works_and_trains():
+    config = MobileBertConfig(
+        vocab_size=200,
+        hidden_size=32,
+        embedding_size=16,
+        intra_bottleneck_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_feedforward_networks=1,
+    )
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    compressed = compress_table(model.get_input_embeddings().weight, "svd", 2, progress=False)
+    dense = copy.deepcopy(model)
+    dense.get_input_embeddings().weight.data.copy_(compressed.decode())
+    swap_embedding(model, compressed)
+    ids = torch.randint(4, 200, (2, 9))
+    torch.testing.assert_close(model(ids).logits, dense(ids).logits)
+    set_trainable(model.get_input_embeddings(), "decoder")
+    assert CompressedHead(model.get_input_embeddings(), None).weight.requires_grad
+
+
+def test_a_traced_embedding_takes_other_ids(trellis, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # sizes are tensors while a graph is traced
+    embedding = CompressedEmbedding(trellis)
+    traced = torch.jit.trace(embedding, torch.randint(1200, (2, 5)))
+    ids = torch.randint(1200, (3, 7))
+    assert torch.equal(traced(ids), embedding(ids))

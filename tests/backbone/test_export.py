@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
 
 from lighttoken import compress_table, swap_embedding
 from lighttoken.codec.lighttoken.method import LightToken
@@ -55,3 +56,26 @@ def test_onnx_for_any_batch(model, mode, tmp_path):
         (hidden,) = session.run(None, {"input_ids": ids.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(hidden), model(ids).last_hidden_state, atol=1e-4, rtol=0)
+
+
+class Logits(LastHiddenState):
+    def forward(self, input_ids):
+        return self.model(input_ids=input_ids).logits
+
+
+def test_a_packed_head_exports_without_gradients_for_any_batch(make_model, tmp_path):
+    """Its rows are more than one chunk."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="install lighttoken[dev]")
+    model = make_model("bert", AutoModelForMaskedLM, vocab_size=1200)
+    swap_embedding(model, compress_table(model.get_input_embeddings().weight, TRELLIS, 2.0, progress=False))
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Logits(model), (IDS,), dynamic_shapes=DYNAMIC).module()
+        torch.onnx.export(Logits(model), (IDS,), path, dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for ids in (IDS, OTHER_IDS):
+            expected = model(ids).logits
+            torch.testing.assert_close(program(ids), expected, atol=1e-5, rtol=1e-5)
+            (logits,) = session.run(None, {"input_ids": ids.numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=0)

@@ -89,7 +89,13 @@ def test_every_file_but_the_weights_is_copied(make_model, compress, tmp_path):
         (source / name).write_text(text)
     _, target = compress(make_model("bert", AutoModelForMaskedLM))
     copied = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    assert {"modules.json", "sentence_roberta_config.json", "LICENSE", "notes.txt", "1_Dense/model.safetensors"} <= copied
+    assert {
+        "modules.json",
+        "sentence_roberta_config.json",
+        "LICENSE",
+        "notes.txt",
+        "1_Dense/model.safetensors",
+    } <= copied
     assert not copied & {"onnx/model.onnx", "tf_model.h5", ".hidden"}
 
 
