@@ -96,7 +96,6 @@ def main() -> None:
     parser.add_argument("--figures", action="store_true", help="draw the pictures of every report too")
     parser.add_argument("--every", type=int, default=1, help="take every Nth record (default: all)")
     arguments = parser.parse_args()
-    logging.disable()
     file = RowFile(arguments.folder / "hostile_records.csv", COLUMNS)
     rows: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable()  # the records that are left out are counted instead
     main()

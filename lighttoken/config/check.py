@@ -141,10 +141,10 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
     nodes = int(trainer.get("num_nodes", 1))
-    check_processes(f"trainer.devices={devices}", count)
-    check_processes(f"trainer.num_nodes={nodes}", nodes)
-    launched = int(os.environ.get("WORLD_SIZE", "1")) if os.environ.get("WORLD_SIZE", "1").isdecimal() else 1
-    check_processes("the launcher, by WORLD_SIZE in the environment,", launched)
+    check_processes(f"trainer.devices={devices}", count, "set trainer.devices=1")
+    check_processes(f"trainer.num_nodes={nodes}", nodes, "set trainer.num_nodes=1")
+    world = os.environ.get("WORLD_SIZE", "1")  # of torchrun, whose processes would make a run each
+    check_processes(f"WORLD_SIZE={world}", int(world) if world.isdecimal() else 1, "start it without torchrun")
 
 
 def _check_goal(config: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ NOT_RECIPE = (
     "save_model",
     "distill",  # its teacher is such an uncompressed run
 )
+LABEL_NAMES = ("label_names", "submit_names")
 # Keys that may differ between two commands that ask for the same run.
 NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
 
@@ -161,25 +162,29 @@ def make_paths_absolute(config: DictConfig) -> None:
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that makes it another run. With codec=none, the ratio does not."""
     ignored = NOT_ASKED + (("ratio", "schedule") if config["codec"].get("name") == "none" else ())
-    return {key: _class_names(value) for key, value in config.items() if key not in ignored}
+    return {key: _comparable(value) for key, value in config.items() if key not in ignored}
 
 
 def recipe(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that two runs must share for their scores to be compared: all but the codec and its like."""
-    shared = {key: _class_names(value) for key, value in config.items() if key not in NOT_RECIPE}
+    shared = {key: _comparable(value) for key, value in config.items() if key not in NOT_RECIPE}
     finetune = shared.get("finetune") or {}
     shared["finetune"] = {key: value for key, value in finetune.items() if not key.startswith("distill_")}
     return shared | {"init_from": bool(config.get("init_from"))}  # the run to start from has a codec of its own
 
 
-def _class_names(node: Any) -> Any:
-    """A config whose `_target_`s are bare class names: a class that moves to another module stays the same."""
+def _comparable(node: Any) -> Any:
+    """A config as configs are compared, though keys are added and classes move to other modules.
+
+    `_target_`s are bare class names; keys that are null, and names of labels, which change no training, are left out.
+    """
     if isinstance(node, list):
-        return [_class_names(entry) for entry in node]
+        return [_comparable(entry) for entry in node]
     if not isinstance(node, dict):
         return node
+    kept = {key: value for key, value in node.items() if value is not None and key not in LABEL_NAMES}
     return {
-        key: str(value).rpartition(".")[2] if key == "_target_" else _class_names(value) for key, value in node.items()
+        key: str(value).rpartition(".")[2] if key == "_target_" else _comparable(value) for key, value in kept.items()
     }
 
 

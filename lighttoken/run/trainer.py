@@ -43,7 +43,7 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         raise LighttokenError(
             f"{values} do not work here: {reason}; trainer.accelerator=auto takes what there is"
         ) from error
-    check_processes(f"trainer.devices={config.trainer.devices}", trainer.world_size)
+    check_processes(f"trainer.devices={config.trainer.devices}", trainer.world_size, "set trainer.devices=1")
     trainer.strategy.checkpoint_io = CheckedCheckpoints(config.resume)
     return trainer
 
@@ -62,11 +62,11 @@ def make_callbacks(config: DictConfig, loggers: list[Logger]) -> list[L.Callback
     return callbacks
 
 
-def check_processes(cause: str, processes: int) -> None:
+def check_processes(cause: str, processes: int, cure: str) -> None:
     """Raise LighttokenError if a setting makes more than one process."""
     if processes > 1:
         raise LighttokenError(
-            f"{cause} makes {processes} processes and a run is one; start one, on one device, and run the jobs of a "
+            f"{cause} makes {processes} processes and a run is one; {cure} and, to use more devices, run the jobs of a "
             "sweep at once with hydra/launcher=joblib"
         )
 

@@ -19,9 +19,10 @@ from transformers import (
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
+from lighttoken.backbone.folder import copy_rest
 from lighttoken.backbone.precision import model_bytes, reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count
-from lighttoken.backbone.source import Backbone, _copy_modules
+from lighttoken.backbone.source import Backbone
 from lighttoken.run.transfer import load_body
 
 
@@ -264,7 +265,7 @@ def test_links_of_a_foreign_checkpoint_are_not_followed_out_of_it(tmp_path, capl
     (pooling / "circle").symlink_to("../1_Pooling")
     (pooling / "itself").symlink_to("itself")
     os.mkfifo(pooling / "pipe")
-    _copy_modules(tmp_path / "source", copy)
+    copy_rest(tmp_path / "source", copy)
     copied = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
     assert copied == {"modules.json", "1_Pooling/config.json", "1_Pooling/same.json"}
     left_out = {record.args[0].name for record in caplog.records}
@@ -279,5 +280,5 @@ def test_the_links_of_the_hub_s_cache_are_followed(tmp_path):
     (blobs / "2").write_text("{}")
     (snapshot / "modules.json").symlink_to("../../blobs/1")
     (snapshot / "1_Pooling/config.json").symlink_to("../../../blobs/2")
-    _copy_modules(snapshot, copy)
+    copy_rest(snapshot, copy)
     assert (copy / "1_Pooling/config.json").read_text() == "{}"

@@ -28,7 +28,7 @@ def test_ordinary_tables_are_left_as_they_are(table, factor):
 
 
 @pytest.mark.parametrize("codec", [QUICK, "scalar", "hashing_trick", "vocabulary_pruning"])
-@pytest.mark.parametrize("exponent", [66, -66])
+@pytest.mark.parametrize("exponent", [36, -66])
 def test_a_power_of_two_changes_the_scale_of_the_rows_alone(table, codec, exponent):
     first, second = compress(table * 2.0**30, codec), compress(table * 2.0**exponent, codec)
     torch.testing.assert_close(

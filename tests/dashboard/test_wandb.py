@@ -41,6 +41,7 @@ def sweep(checkpoint, sst2, tmp_path) -> tuple[Path, Path]:
     return none, paper
 
 
+@pytest.mark.slow
 def test_an_offline_run_reads_back_as_its_metrics_and_its_record(sweep, tmp_path):
     _, folder = sweep
     record = json.loads((folder / "record.json").read_text())

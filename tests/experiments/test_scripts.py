@@ -79,6 +79,7 @@ def test_an_epoch_is_timed_against_a_bare_loop(script, checkpoint, sst2, capsys)
     assert "16 batches: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_points_of_rate_distortion_are_computed_once(script, checkpoint):
     pairs = [("a good film", "a great movie", 4.5), ("a bad plot", "not good", 3.0), ("the film", "worst plot", 0.5)]
     Path("data/stsb").mkdir(parents=True)
@@ -107,6 +108,7 @@ def test_points_of_rate_distortion_are_computed_once(script, checkpoint):
     assert Path("results/rate_distortion.png").is_file()
 
 
+@pytest.mark.slow
 def test_settings_of_the_prior_are_compared_on_the_same_texts_and_computed_once(script, checkpoint, sst2):
     def run(*settings: str) -> list[dict[str, str]]:
         arguments = ["results", "--data", str(sst2.parent), "--model", str(checkpoint()), "--tasks", "sst2"]

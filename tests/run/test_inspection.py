@@ -26,5 +26,7 @@ def test_text_of_an_artifact_is_no_command_to_the_terminal(tmp_path, capsys):
 def test_an_artifact_with_an_odd_summary_is_named_in_one_line(tmp_path, odd):
     compressed = load_table(SAMPLE)
     replace(compressed, summary=odd).save(tmp_path / "artifact")
-    with pytest.raises(LighttokenError, match=rf"^{tmp_path}/artifact is damaged \(.*\); make it again$"):
+    with pytest.raises(
+        LighttokenError, match=rf"^{tmp_path}/artifact/compressed_table.json is damaged .*; make it again$"
+    ):
         show(tmp_path / "artifact")

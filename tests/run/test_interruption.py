@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 180  # seconds
 
 
+@pytest.fixture(autouse=True)
+def _not_ignored():
+    """A shell that starts the tests in the background has them, and the processes that they start, ignore Ctrl-C."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 def wait_for(there: Callable[[], bool], process: subprocess.Popen) -> None:
     limit = time.monotonic() + LIMIT
     while not there():

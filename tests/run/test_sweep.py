@@ -129,6 +129,7 @@ def test_a_job_does_not_take_the_error_of_an_earlier_try_in_its_folder(tmp_path)
     assert (job.status, job.error) == ("failed", "no such thing")
 
 
+@pytest.mark.slow
 def test_killing_one_worker_loses_its_job_alone_and_the_same_command_completes_the_rest(command, settings, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     arguments = ["-m", *settings, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "codec=svd", "ratio=2"]
@@ -136,7 +137,9 @@ def test_killing_one_worker_loses_its_job_alone_and_the_same_command_completes_t
     killed: list[str] = []
 
     def kill_the_first_that_runs() -> None:
+        limit = time.monotonic() + 120
         while not (running := [path.parent for path in Path("outputs/sweeps").glob("*/*/record.json")]):
+            assert time.monotonic() < limit
             time.sleep(0.1)
         killed.append(str(running[0].absolute()))
         (worker,) = [pid for pid in children(os.getpid()) if f"hydra.run.dir='{killed[0]}'" in command_line(pid)]
@@ -170,8 +173,10 @@ with ending_processes():
     Parallel(n_jobs=2, backend="threading")(delayed(run_process)(job, folder) for folder in "abc")
 """
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    limit = time.monotonic() + 120
     while len(jobs := children(sweep.pid)) < 2:
         assert sweep.poll() is None
+        assert time.monotonic() < limit
         time.sleep(0.1)
     sweep.terminate()
     assert sweep.wait(60) == 128 + signal.SIGTERM
@@ -202,7 +207,8 @@ def test_an_artifact_whose_maker_was_killed_is_made_by_the_next(command, setting
         FileLock(lock).acquire(timeout=0)
 
     def kill_once_waited_for() -> None:
-        while len(list(Path("outputs/runs").glob("*/record.json"))) < 2:
+        limit = time.monotonic() + 120
+        while len(list(Path("outputs/runs").glob("*/record.json"))) < 2 and time.monotonic() < limit:
             time.sleep(0.1)
         time.sleep(0.5)
         maker.kill()
@@ -216,6 +222,7 @@ def test_an_artifact_whose_maker_was_killed_is_made_by_the_next(command, setting
     assert (artifact / "compressed_table.json").is_file()
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit(command, settings, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -296,6 +303,7 @@ def test_ready_made_sweeps_have_the_jobs_of_their_headers(name):
     assert sorted(map(tuple, jobs)) == sorted(products)
 
 
+@pytest.mark.slow
 def test_evidence_is_a_sweep_of_references_one_of_codecs_and_a_report(command, settings, sst2):
     settings = ["+experiment=evidence", *settings, f"task.data_dir={sst2.parent}/${{task.name}}", "seed=0,1"]
     references = ["codec=none", "finetune.trainable=frozen,decoder", "ratio=1"]

@@ -94,7 +94,7 @@ def plan_budget(
     for count in TIER_COUNTS if tiers is None else (tiers,):
         assignment = assign_tiers(energy * weights, count)
         allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, state_bits)
-        smallest = min(smallest, allocation.smallest("int4"))
+        smallest = allocation.smallest("int4")
         for choice in PRECISIONS if precision is None else (precision,):
             plan = allocation.within(budget.tensor_bytes, choice)
             if plan is not None:
