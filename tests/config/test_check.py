@@ -43,6 +43,19 @@ def test_keys_and_types_are_checked_against_the_classes(compose, overrides, mess
         assert str(caught.value) == message
 
 
+def test_processes_of_another_launcher_are_refused(compose, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LighttokenError, match="WORLD_SIZE=2 makes 2 processes and a run is one; start it without"):
+        check(compose("codec=none"))
+
+
+def test_the_folder_of_the_original_is_not_overwritten(compose, checkpoint):
+    folder = checkpoint()
+    overrides = [f"model.path={folder}", f"output={folder}/../{folder.name}", "overwrite=true"]
+    with pytest.raises(LighttokenError, match="is the folder of the original checkpoint, which would be lost"):
+        check(compose(*overrides, name="compress"))
+
+
 def test_missing_values_are_named(compose):
     with pytest.raises(LighttokenError, match="missing output; add output=VALUE to the command"):
         check(compose(name="compress"))

@@ -213,11 +213,28 @@ def test_the_diagnostic_set_of_mnli_may_be_left_out(train, tmp_path):
     assert written == {"MNLI-m.tsv", "MNLI-mm.tsv"}
 
 
-def test_limit_rows_keeps_the_first_rows_of_every_split(tokenizer, sst2, compose):
-    config = compose("task=sst2", f"task.data_dir={sst2}", "limit_rows=5")
-    data = instantiate(config.task, tokenizer=tokenizer)
+def test_limit_rows_draws_rows_of_all_classes(tokenizer, compose):
+    """The first rows of a file may be all of one class."""
+    rows = {"sentence": [f"film {i}" for i in range(400)], "label": [0] * 200 + [1] * 200}
+    Path("data").mkdir()
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict(rows).to_parquet(f"data/{split}.parquet")
+    data = instantiate(compose("task=sst2", "task.data_dir=data", "limit_rows=60").task, tokenizer=tokenizer)
     data.setup()
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "validation": 5}
+    for split in ("train", "validation"):
+        labels = list(data.splits[split]["labels"])
+        assert len(labels) == 60
+        assert 20 < sum(labels) < 40
+        assert labels == sorted(labels)  # rows keep their order
+    assert list(data.splits["test"]["labels"]) == [0] * 60  # its answers are numbered
+
+
+def test_a_cache_that_cannot_be_written_is_not_a_bad_file(tokenizer, sst2, compose, monkeypatch):
+    Path("file").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path("file/cache").absolute())
+    data = instantiate(compose("task=sst2", f"task.data_dir={sst2}").task, tokenizer=tokenizer)
+    with pytest.raises(LighttokenError, match="in the cache of data sets: Not a directory; set HF_DATASETS_CACHE=DIR"):
+        data.setup()
 
 
 def test_glue_all_runs_the_nine_tasks_and_writes_their_average(train, tmp_path):

@@ -273,3 +273,24 @@ def test_a_question_without_an_answer_is_named_before_anything_is_trained(squad,
         LighttokenError, match="1 questions of the split 'validation' .* have no answer, the first is q1"
     ):
         squad()
+
+
+def test_an_answer_that_is_not_where_it_says_is_left_out_of_the_training(squad, folder, caplog):
+    rows = [*ROWS, question(12, "good")]
+    rows[-1]["answers"] = rows[-1]["answers"] | {"answer_start": [rows[-1]["answers"]["answer_start"][0] + 3]}
+    table(rows).to_parquet(folder / "train.parquet")
+    table(rows).to_parquet(folder / "validation.parquet")
+    data = squad()
+    assert "1 of 13 training questions of task=squad have an answer that is not at its answer_start" in caplog.text
+    assert len(data.questions["validation"]) == 13  # it is scored by its text
+    last = [i for i, row in enumerate(data.windows["validation"]["row"]) if row == 12]
+    assert {data.splits["validation"][i]["start_positions"] for i in last} == {0}
+    table(rows[-1:]).to_parquet(folder / "train.parquet")
+    with pytest.raises(LighttokenError, match="1 of 1 training questions .* counts the characters of the context"):
+        squad()
+
+
+def test_a_tokenizer_that_truncates_on_the_left_makes_the_same_windows(squad, tokenizer):
+    expected = squad().splits["train"].to_dict()
+    tokenizer.truncation_side = "left"
+    assert squad().splits["train"].to_dict() == expected

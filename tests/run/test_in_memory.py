@@ -1,0 +1,55 @@
+"""Compression of a model in memory: the same table as that of the command."""
+
+import warnings
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from lighttoken import LighttokenError, compress_model, compress_table, load_table
+from lighttoken.codec.lighttoken.method import LightToken
+
+CODEC = LightToken(state_bits=6, tiers=2, decoder_precision="int8", error_metric_sequences=16)
+SETTINGS = ["codec.state_bits=6", "codec.tiers=2", "codec.decoder_precision=int8", "codec.error_metric_sequences=16"]
+
+
+def test_it_makes_the_table_that_the_command_makes(command, make_model, tokenizer):
+    model = make_model("bert", AutoModelForMaskedLM)
+    model.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    arguments = ["model.path=model", "output=table", "ratio=2.5", "progress=false", *SETTINGS]
+    assert command("compress", *arguments)[0] == 0
+    expected = load_table("table")
+    model.train()
+    assert compress_model(model, tokenizer, 2.5, CODEC, progress=False) is model
+    assert model.training
+    compressed = model.get_input_embeddings().compressed_table()
+    assert compressed.summary == expected.summary
+    assert all(torch.equal(tensor, expected.tensors[name]) for name, tensor in compressed.tensors.items())
+
+
+def test_a_tokenizer_of_another_model_is_refused(make_model, tokenizer):
+    with pytest.raises(LighttokenError, match="has ids 0 to 199 and the table has 1200 rows"):
+        compress_model(make_model("bert", vocab_size=1200), tokenizer, 2.5, CODEC, progress=False)
+
+
+def test_compress_table_warns_where_it_loses_much(table):
+    table = table.repeat(4, 1)
+    with pytest.warns(UserWarning, match="at ratio 31 without an importance .* lighttoken.compress_model"):
+        compress_table(table, CODEC, 31, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compress_table(table, CODEC, 30, progress=False)
+        compress_table(table, CODEC, 31, weights=torch.ones(len(table)), progress=False)
+        compress_table(table, "svd", 31, progress=False)
+
+
+def test_a_ratio_out_of_reach_is_refused_before_the_error_metric_is_measured(command, checkpoint, monkeypatch):
+    def measured(*_, **__):
+        pytest.fail("the error metric was measured")
+
+    monkeypatch.setattr("lighttoken.run.importance.backbone_metric", measured)
+    arguments = [f"model.path={checkpoint()}", "progress=false", *SETTINGS, "ratio=1000"]
+    code, _, err = command("compress", *arguments, "output=table")
+    assert code == 2
+    assert "ratio 1000 cannot be met" in err
