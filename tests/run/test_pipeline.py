@@ -508,3 +508,14 @@ def test_a_fine_tuned_checkpoint_is_scored_with_its_table_compressed_and_nothing
     assert packed["ratio"] > 2
     assert packed["metrics"]["val/loss"] != dense["metrics"]["val/loss"]
     assert "retention of val/accuracy" in out
+
+
+@pytest.mark.slow
+def test_ddp_on_one_device_changes_nothing(checkpoint, sst2):
+    """In processes of their own: a process group stays until its process ends."""
+    arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "progress=false", "logger=none"]
+    arguments += ["codec=none", "trainer.max_epochs=3", "finetune.learning_rate=1e-3", "trainer.accelerator=cpu"]
+    for strategy in ([], ["+trainer.strategy=ddp"]):
+        subprocess.run([sys.executable, "-m", "lighttoken.train", *arguments, *strategy], check=True, timeout=200)
+    plain, ddp = (json.loads(path.read_text()) for path in sorted(Path().glob("outputs/runs/*/record.json")))
+    assert plain["metrics"] == ddp["metrics"]
