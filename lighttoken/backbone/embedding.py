@@ -1,5 +1,7 @@
 """CompressedEmbedding: looks rows up in a compressed table; CompressedHead: logits over its rows."""
 
+import copy
+import warnings
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -15,6 +17,10 @@ from lighttoken.errors import LighttokenError
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
 Mode = Literal["packed", "materialized"]
 Tie = Literal["compressed", "untie"]
+UNTRAINED = (
+    "call lighttoken.set_trainable(embedding, 'decoder') first, or leave it out, for example out of PEFT's "
+    "modules_to_save"
+)
 
 
 class CompressedEmbedding(Storage):
@@ -130,12 +136,17 @@ class CompressedEmbedding(Storage):
 
     def requires_grad_(self, requires_grad: bool = True) -> "CompressedEmbedding":
         """As of any module, for the matrices in `trained`. Raises LighttokenError if there are none to train."""
-        if requires_grad and not self.trained:  # as PEFT's modules_to_save calls it, which would then train nothing
-            raise LighttokenError(
-                "a compressed embedding trains nothing until lighttoken.set_trainable(embedding, 'decoder') is called; "
-                "call it, or leave the embedding out, for example out of PEFT's modules_to_save"
-            )
+        if requires_grad and not self.trained:
+            raise LighttokenError(f"a compressed embedding trains nothing: {UNTRAINED}")
         return super().requires_grad_(requires_grad)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompressedEmbedding":
+        if not memo and not self.trained:  # PEFT copies what modules_to_save names, and trains the copy's parameters
+            warnings.warn(f"a copy of a compressed embedding alone trains nothing: {UNTRAINED}", stacklevel=3)
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
 
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:
         """For each trained matrix, its root mean square over that of the table, at least a thousandth."""

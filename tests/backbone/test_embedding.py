@@ -321,8 +321,10 @@ def test_a_swapped_model_keeps_its_size_and_says_so(make_model):
 def test_training_a_frozen_embedding_is_refused_where_it_would_do_nothing(trellis):
     embedding = CompressedEmbedding(trellis)
     embedding.requires_grad_(False)
-    with pytest.raises(LighttokenError, match="trains nothing until lighttoken.set_trainable"):
+    with pytest.raises(LighttokenError, match="trains nothing: call lighttoken.set_trainable"):
         embedding.requires_grad_(True)
+    with pytest.warns(UserWarning, match="out of PEFT's modules_to_save"):
+        copy.deepcopy(embedding)
     set_trainable(embedding, "decoder")
     assert all(parameter.requires_grad for parameter in embedding.requires_grad_(True).parameters())
 
