@@ -50,7 +50,7 @@ def measure_artifact(table: Tensor, compressed: CompressedTable, frequencies: Te
     }
     if frequencies is not None:
         chunks = torch.arange(len(table)).split(ROWS_PER_CHUNK)
-        errors = torch.cat([(table[ids] - compressed.decode(ids)).square().mean(1) for ids in chunks])
+        errors = torch.cat([(table[ids].double() - compressed.decode(ids)).square().mean(1) for ids in chunks])
         ordered = errors[frequencies.argsort(descending=True, stable=True)] / table_variance(table)
         numbers["nmse_by_frequency_tenth"] = [_short(float(tenth.mean())) for tenth in ordered.tensor_split(10)]
     return numbers
@@ -105,11 +105,12 @@ class _Backend:
 def _covariance(table: Tensor, centred: bool) -> Tensor:
     """Eigenvalues (d,) float64, falling, of table.T @ table / V; with `centred`, those of the centred table."""
     table = table.detach().float().cpu()
-    moments = (table.T @ table).double() / len(table)
-    if centred:
-        mean = table.double().mean(0)
-        moments -= torch.outer(mean, mean)
-    return torch.linalg.eigvalsh(moments).flip(0)
+    mean = table.mean(0, dtype=torch.float64) if centred else 0.0
+    moments = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)  # squares of any scale fit in
+    for rows in table.split(ROWS_PER_CHUNK):
+        rows = rows.double() - mean
+        moments += rows.T @ rows
+    return torch.linalg.eigvalsh(moments / len(table)).flip(0)
 
 
 def _bound(table: Tensor, spectrum: Tensor, nbytes: float) -> float:

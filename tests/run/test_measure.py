@@ -48,3 +48,9 @@ def test_the_common_frequencies_are_those_of_the_default_prior(tokenizer):
     assert torch.equal(frequencies, WordFrequency().frequencies(tokenizer, rows))
     assert common_frequencies(tokenizer, rows) is frequencies  # counted once
     assert common_frequencies(object(), rows) is None
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e10])
+def test_the_bound_is_that_of_a_table_of_any_scale(table, scale):
+    expected, measured = measure_table(table), measure_table(table * scale + 100 * scale)
+    assert measured["gaussian_bound"]["nmse"] == pytest.approx(expected["gaussian_bound"]["nmse"], rel=1e-3)
