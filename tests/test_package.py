@@ -32,15 +32,19 @@ print([name for name in {heavy} if name in sys.modules])
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize("name", ["lighttoken.show", "lighttoken.inspect"])
+@pytest.mark.parametrize("name", [pytest.param("lighttoken.show", marks=pytest.mark.slow), "lighttoken.inspect"])
 def test_the_earlier_name_of_show_still_works(name, tmp_path):
     done = python("-m", name, str(tmp_path / "nothing"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: no artifact at")
 
 
-@pytest.mark.parametrize("door", ["train", "compress", "report", "show"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("compress", "report", "show")]
+
+
+@pytest.mark.parametrize("door", ["train", *OTHERS])
 def test_a_door_runs_as_a_script_too(door, tmp_path):
+    """As an IDE runs it: the folder of the script comes first among the folders that Python imports from."""
     done = python(str(ROOT / "lighttoken" / f"{door}.py"), "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "lighttoken" in done.stdout

@@ -58,6 +58,7 @@ def test_text_of_records_cannot_become_a_part_of_the_page_and_nothing_is_fetched
     assert text.count("http") == text.count("http://www.w3.org/2000/svg") + text.count("http-equiv")
 
 
+@pytest.mark.slow
 def test_500_runs_fit_into_8_megabytes(tmp_path):
     for i in range(500):
         codec = ("lighttoken_paper", "svd", "none")[i % 3]
