@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    results = RowFile(arguments.folder / "kills.csv", COLUMNS)
+    results = RowFile(arguments.folder.resolve() / "kills.csv", COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(make_inputs(Path(scratch)))
         different = kill_runs(arguments.kills, random.Random(arguments.seed), results)

@@ -43,12 +43,20 @@ def _line(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, LighttokenError):
         return str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return f"cannot read or write {error.filename or 'the output'}: {error.strerror}; {CANNOT_WRITE[error.errno]}"
+        return (
+            f"cannot read or write {error.filename or _output_folder()}: {error.strerror}; {CANNOT_WRITE[error.errno]}"
+        )
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return "a config group takes a name, not null; logger=none is there for no logger"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _hydra_line(error, config_name)
     return None
+
+
+def _output_folder() -> str:
+    """Where the command writes, by its arguments: an error of a file that is open already has no name."""
+    chosen = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    return chosen.get("output_dir") or chosen.get("output") or "outputs"
 
 
 def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str) -> str:

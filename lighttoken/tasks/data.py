@@ -1,7 +1,9 @@
 """What all tasks share: splits, their checks, and batches of rows of similar length."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +20,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lighttoken.backbone.source import Backbone
 from lighttoken.errors import LighttokenError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TaskData(L.LightningDataModule):
@@ -94,9 +98,10 @@ class TaskData(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
-            raw = self.read_splits()
-            self._check(raw)
-            self.splits = self.encode(self._shorten(raw))
+            with _naming_the_cache():
+                raw = self.read_splits()
+                self._check(raw)
+                self.splits = self.encode(self._shorten(raw))
 
     def train_dataloader(self) -> DataLoader:
         rows = self.splits["train"]
@@ -115,21 +120,11 @@ class TaskData(L.LightningDataModule):
         return DataLoader(rows, batch_size=batch_size, sampler=sampler, collate_fn=collate)
 
     def fetch(self, read: Callable[[], Any], source: str | Path, cure: str) -> Any:
-        """Call `read`. Raises LighttokenError, with the source and the cure, if a file or the hub cannot be read.
-
-        Also if the cache of the data sets cannot be written.
-        """
+        """Call `read`. Raises LighttokenError, with the source and the cure, if a file or the hub cannot be read."""
         try:
             return read()
         except (OSError, ValueError, KeyError, TypeError, StopIteration, DatasetGenerationError) as error:
             causes = [error, *_causes(error)]
-            cache = Path(datasets.config.HF_DATASETS_CACHE)
-            for cause in causes:
-                if isinstance(cause, OSError) and cause.filename and Path(cause.filename).is_relative_to(cache):
-                    raise LighttokenError(
-                        f"cannot write {cause.filename}, in the cache of data sets: {cause.strerror}; set "
-                        "HF_DATASETS_CACHE=DIR in the environment to a folder that you may write, with space in it"
-                    ) from error
             # The outermost error of `datasets` only says that one occurred.
             reason = next((line for line in map(first_line, reversed(causes)) if line), type(error).__name__)
             raise LighttokenError(
@@ -192,6 +187,24 @@ class TaskData(L.LightningDataModule):
     def _texts(self, rows: Dataset) -> list[str]:
         """The text columns of every row, joined with a space."""
         return [" ".join(texts) for texts in zip(*(rows[column] for column in self.text_columns), strict=True)]
+
+
+@contextmanager
+def _naming_the_cache() -> Iterator[None]:
+    """Inside, LighttokenError is raised if the cache of the data sets cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        for cause in [error, *_causes(error)]:
+            if not isinstance(cause, OSError):
+                continue
+            if Path(cause.filename).is_relative_to(cache) if cause.filename else cause.errno in NO_SPACE:
+                raise LighttokenError(
+                    f"cannot write {cause.filename or cache}, the cache of data sets: {cause.strerror}; set "
+                    "HF_DATASETS_CACHE=DIR in the environment to a folder that you may write, with space in it"
+                ) from error
+        raise
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -233,7 +233,7 @@ def test_a_cache_that_cannot_be_written_is_not_a_bad_file(tokenizer, sst2, compo
     Path("file").touch()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path("file/cache").absolute())
     data = instantiate(compose("task=sst2", f"task.data_dir={sst2}").task, tokenizer=tokenizer)
-    with pytest.raises(LighttokenError, match="in the cache of data sets: Not a directory; set HF_DATASETS_CACHE=DIR"):
+    with pytest.raises(LighttokenError, match="the cache of data sets: Not a directory; set HF_DATASETS_CACHE=DIR"):
         data.setup()
 
 
