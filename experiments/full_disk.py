@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiments.kills import make_inputs
+from experiments.inputs import make_inputs
 from experiments.rows import RowFile
 
 COLUMNS = ["writes", "disk", "exit_code", "message", "intact"]

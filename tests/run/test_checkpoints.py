@@ -64,6 +64,7 @@ def test_the_best_epoch_that_a_checkpoint_names_is_there_until_the_next_checkpoi
     assert not best.exists()
 
 
+@pytest.mark.slow
 def test_a_run_starts_again_from_a_damaged_checkpoint_and_ends_as_an_undisturbed_one(
     command, checkpoint, sst2, monkeypatch
 ):

@@ -273,6 +273,7 @@ def test_a_sweep_runs_every_job(command, checkpoint, sst2):
     assert all(record["status"] == "done" for record in records)
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_has_a_wandb_run_of_its_own(checkpoint, sst2):
     """In a process of its own: within one, W&B keeps the mode that it was first set up with."""
     arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "progress=false", "codec=none"]
@@ -499,6 +500,7 @@ def test_a_run_that_cannot_end_well_is_refused_at_the_start(command, checkpoint,
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_checkpoint_is_scored_with_its_table_compressed_and_nothing_trained(train, tmp_path):
     _, tuned, first = train("codec=none", "save_model=true", "finetune.learning_rate=0.01")
     settings = [f"model.path={first / 'model'}", "trainer.max_epochs=0"]

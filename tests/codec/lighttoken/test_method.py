@@ -42,12 +42,14 @@ def test_it_beats_the_published_form_at_the_same_bytes(table):
     assert compress(table).summary["nmse"] < 0.8 * paper.summary["nmse"]
 
 
+@pytest.mark.slow
 def test_more_bytes_give_a_smaller_error(table):
     errors = [compress(table, ratio).summary["nmse"] for ratio in (40, 24, 16, 12, 8)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1 * errors[0]
 
 
+@pytest.mark.slow
 def test_more_states_give_a_smaller_error(table):
     errors = [compress(table, codec=LightToken(state_bits=bits)).summary["nmse"] for bits in (4, 8, 11)]
     assert errors == sorted(errors, reverse=True)
@@ -215,6 +217,7 @@ def test_a_search_for_a_quality_is_not_misled_by_errors_of_about_0(bound):
     assert fewer.summary["nmse"] > bound
 
 
+@pytest.mark.slow
 def test_a_quality_that_cannot_be_kept_is_named(table):
     for settings, message in (
         ({"measure": "beauty", "bound": 0.5}, "unknown measure 'beauty'; choose one of weighted_nmse, nmse, cosine"),
