@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lighttoken.errors import LighttokenError
+from lighttoken.run.interruption import interruptible
 
 EPILOG = """example, next to a running sweep:
   python -m lighttoken.report outputs --watch --serve
@@ -35,18 +36,19 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     folders = arguments.folders or [Path("outputs")]
-    try:
-        if arguments.wandb:
-            from lighttoken.dashboard.wandb_report import publish
+    with interruptible():
+        try:
+            if arguments.wandb:
+                from lighttoken.dashboard.wandb_report import publish
 
-            print("\n".join(publish(arguments.wandb)))
-        else:
-            from lighttoken.dashboard.report import report
+                print("\n".join(publish(arguments.wandb)))
+            else:
+                from lighttoken.dashboard.report import report
 
-            report(folders, arguments.output or folders[0] / "report", arguments.watch, arguments.serve)
-    except LighttokenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+                report(folders, arguments.output or folders[0] / "report", arguments.watch, arguments.serve)
+        except LighttokenError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lighttoken.errors import LighttokenError
+from lighttoken.run.interruption import interruptible
 from lighttoken.run.libraries import quiet_imports
 
 
@@ -18,17 +19,18 @@ def main() -> None:
         "--verify", metavar="SOURCE", help="compare with the original table: a checkpoint's folder or a model= name"
     )
     arguments = parser.parse_args()
-    quiet_imports()
-    from lighttoken.config.schema import load_backbone
-    from lighttoken.run.inspection import show
+    with interruptible():
+        quiet_imports()
+        from lighttoken.config.schema import load_backbone
+        from lighttoken.run.inspection import show
 
-    try:
-        source = load_backbone(arguments.verify) if arguments.verify else None
-        same = show(arguments.folder, source)
-    except LighttokenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0 if same else 1)
+        try:
+            source = load_backbone(arguments.verify) if arguments.verify else None
+            same = show(arguments.folder, source)
+        except LighttokenError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        sys.exit(0 if same else 1)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ print([name for name in {heavy} if name in sys.modules])
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize("name", [pytest.param("lighttoken.show", marks=pytest.mark.slow), "lighttoken.inspect"])
+@pytest.mark.parametrize("name", ["lighttoken.show", "lighttoken.inspect"])
+@pytest.mark.slow
 def test_the_earlier_name_of_show_still_works(name, tmp_path):
     done = python("-m", name, str(tmp_path / "nothing"))
     assert done.returncode == 2

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lighttoken.artifact.layout import MAX_VALUE
+from lighttoken.artifact.parts import NOT_KEPT, Parts
 from lighttoken.artifact.table import CompressedTable, hash_table
 from lighttoken.codec.inputs import check_importance, check_ratio, check_table, plain_arithmetic
 from lighttoken.codec.interface import Budget, Codec, Importance, MetricCodec, Reporter
@@ -61,6 +62,7 @@ def compress_table(
     seed: int = 0,
     progress: bool = True,
     loggers: "Sequence[Logger]" = (),
+    parts: Parts = NOT_KEPT,
 ) -> CompressedTable:
     """Compress a table (V, d) so that V * d * 4 bytes over the bytes of the artifact's files is at least `ratio`.
 
@@ -69,7 +71,8 @@ def compress_table(
     says nothing of word frequencies or of the model, so `lighttoken.measure_importance` makes it from the backbone, as
     `python -m lighttoken.compress` does. The same arguments on the same machine, with as many threads of torch, give
     the same bytes. The random state of the caller does not change. Lightning `loggers` receive the codec's curves.
-    Warns above 30x if a codec that reads the importance gets none.
+    With `parts` the default codec goes on where the same call was interrupted. Warns above 30x if a codec that reads
+    the importance gets none.
 
     Raises LighttokenError for an unknown codec, a table that is not a finite matrix, a ratio that is not above 1 or
     cannot be met, and weights that do not fit the table.
@@ -90,7 +93,7 @@ def compress_table(
     # 3. Run the codec, on numbers that its arithmetic and its tensors can hold.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tensors, summary = codec.fit(units.normalise(table), importance, budget, Reporter(progress, loggers))
+        tensors, summary = codec.fit(units.normalise(table), importance, budget, Reporter(progress, loggers, parts))
     tensors = units.restore(tensors, codec.form, table.shape[1])
 
     # 4. Measure the errors and the bytes of the result.

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lighttoken.artifact.forms import Form
+from lighttoken.artifact.parts import NOT_KEPT, Parts
 from lighttoken.codec.prior import Prior, Uniform
 from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
@@ -40,10 +41,11 @@ class Importance:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where a codec reports its progress: bars on the screen, curves in Lightning loggers."""
+    """Where a codec reports: bars on the screen, curves in Lightning loggers, finished parts of the work in `parts`."""
 
     progress: bool = True
     loggers: "Sequence[Logger]" = ()
+    parts: Parts = NOT_KEPT
 
     def bar(self, steps: Iterable | None = None, *, description: str, unit: str, total: int | None = None) -> Any:
         """A tqdm bar."""

@@ -11,6 +11,7 @@ from lighttoken.dashboard.gather import Run, gather
 from lighttoken.dashboard.serve import serve
 from lighttoken.dashboard.tables import write_tables
 from lighttoken.errors import LighttokenError
+from lighttoken.run.interruption import Interrupted
 
 WATCH_SECONDS = 10.0  # between two looks at the folders, and between two reloads of the page
 
@@ -50,7 +51,7 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
             if watch and (now := _changes(folders)) != changes:
                 changes, left_out = now, {}
                 write_report(gather(folders, left_out), output, WATCH_SECONDS, linked, left_out, page_only=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):  # the end that the user was told of
         if watch:  # the last page does not reload itself
             left_out = {}
             write_report(gather(folders, left_out), output, None, linked, left_out)

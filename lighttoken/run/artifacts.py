@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lighttoken.artifact.files import make_directory
+from lighttoken.artifact.parts import Parts
 from lighttoken.artifact.table import CompressedTable, hash_table, load_table
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, check_reach, compress_table
@@ -60,30 +61,44 @@ class ArtifactCache:
                 except LighttokenError as error:
                     log.warning("making the artifact again: %s", error)
             check_reach(table, codec, ratio)
-            importance = measure_importance(backbone, codec, len(table), seed, self.progress)
+            parts = Parts(directory.with_name(f".{directory.name}.parts"))
+            importance = measure_importance(backbone, codec, len(table), seed, self.progress, parts)
             compressed = compress_table(
-                table, codec, ratio, importance=importance, seed=seed, progress=self.progress, loggers=self.loggers
+                table,
+                codec,
+                ratio,
+                importance=importance,
+                seed=seed,
+                progress=self.progress,
+                loggers=self.loggers,
+                parts=parts,
             )
             compressed.save(directory)
+            parts.remove()
             return Artifact(compressed, directory, reused=False)
 
     def _directory(self, table: Tensor, backbone: Backbone, codec: Codec, ratio: float, seed: int) -> Path:
-        inputs = [
-            code_hash(type(codec).__module__),
-            hash_table(table),
-            codec.name,
-            codec.settings(),
-            codec.importance_settings(),
-            backbone.source(),  # the importance comes from the tokenizer and the model, not from the table alone
-            float(ratio),
-            seed,
-            str(torch.__version__),
-            # Sums depend on how many threads add them up, and on the device.
-            torch.get_num_threads(),
-            str(resolve_device(codec.device)) if isinstance(codec, MetricCodec) else "cpu",
-        ]
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        key = artifact_key(table, backbone, codec, ratio, seed)
         return self.output_dir / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
+
+
+def artifact_key(table: Tensor, backbone: Backbone, codec: Codec, ratio: float | None, seed: int) -> str:
+    """A hash of everything that the bytes of an artifact depend on: inputs, code, libraries, arithmetic."""
+    inputs = [
+        code_hash(type(codec).__module__),
+        hash_table(table),
+        codec.name,
+        codec.settings(),
+        codec.importance_settings(),
+        backbone.source(),  # the importance comes from the tokenizer and the model, not from the table alone
+        None if ratio is None else float(ratio),
+        seed,
+        str(torch.__version__),
+        # Sums depend on how many threads add them up, and on the device.
+        torch.get_num_threads(),
+        str(resolve_device(codec.device)) if isinstance(codec, MetricCodec) else "cpu",
+    ]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def code_hash(codec_module: str) -> str:

@@ -1,16 +1,21 @@
 """The compress command: the table of a backbone as an artifact, or as a checkpoint of the whole model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
 
 from lighttoken.artifact.files import folder_for_output
+from lighttoken.artifact.parts import Parts
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.quality import compress_to_quality
+from lighttoken.run.artifacts import artifact_key
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.screen import print_plan, print_rows, size
@@ -24,28 +29,25 @@ def compress(config: DictConfig) -> CompressedTable:
 
 
 def _compress(config: DictConfig, output: Path) -> CompressedTable:
-    # 1. The table, and how much its errors cost.
+    # 1. The table, and what an interrupted command has left of the same work.
     backbone: Backbone = instantiate(config.model)
     codec: Codec = instantiate(config.codec)
     table = backbone.table()
     if config.quality is None:
         check_reach(table, codec, config.ratio)
-    importance = measure_importance(backbone, codec, len(table), config.seed, config.progress)
-    # 2. The compressed table of a ratio, or of a quality.
-    settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}
-    if config.quality is None:
-        goal, compressed = f"{config.ratio:g}x", compress_table(table, codec, config.ratio, **settings)
-    else:
-        goal = f"{config.measure} {config.quality:g}"
-        compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
-    # 3. The files.
+    key = artifact_key(table, backbone, codec, config.ratio if config.quality is None else None, config.seed)
+    parts = Parts(output.absolute().with_name(f".{output.name}.{key}.parts"))
+    with saying_what_is_kept(parts):
+        compressed, goal = make_table(config, table, backbone, codec, parts)
+    # 2. The files.
     rows = [("model", backbone.label)]
     if config.checkpoint:
         before, after = backbone.save_checkpoint(compressed, output, config.tie)
         rows.append(("weights", f"{size(before)} -> {size(after)}"))
     else:
         compressed.save(output)
-    # 4. What the screen shows.
+    parts.remove()
+    # 3. What the screen shows.
     rows += [
         ("ratio", f"{compressed.ratio:.2f}"),
         ("table", f"{size(4 * table.numel())} -> {size(compressed.nbytes)}"),
@@ -55,3 +57,27 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     print_rows(f"{codec.name} for {goal}", rows)
     print_plan(compressed)
     return compressed
+
+
+def make_table(
+    config: DictConfig, table: Tensor, backbone: Backbone, codec: Codec, parts: Parts
+) -> tuple[CompressedTable, str]:
+    """The compressed table of a ratio, or of a quality, and the goal in words."""
+    importance = measure_importance(backbone, codec, len(table), config.seed, config.progress, parts)
+    settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}
+    if config.quality is None:
+        return compress_table(table, codec, config.ratio, parts=parts, **settings), f"{config.ratio:g}x"
+    compressed = compress_to_quality(table, codec, measure=config.measure, bound=config.quality, **settings)
+    return compressed, f"{config.measure} {config.quality:g}"
+
+
+@contextmanager
+def saying_what_is_kept(parts: Parts) -> Iterator[None]:
+    """When a signal ends the work, add to the exception what is kept of it."""
+    try:
+        yield
+    except SystemExit as error:
+        if parts.kept:
+            error.add_note(f"kept {parts.directory}")
+            error.add_note("the same command goes on from there")
+        raise

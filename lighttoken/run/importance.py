@@ -1,9 +1,11 @@
 """The importance of a table's errors: row weights and error metric, as a codec's settings ask for them."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from lighttoken.artifact.parts import NOT_KEPT, Parts
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.codec.error_metric import backbone_metric
 from lighttoken.codec.interface import Codec, Importance, MetricCodec, WeightedCodec, resolve_device
@@ -15,12 +17,17 @@ if TYPE_CHECKING:
 
 
 def measure_importance(
-    backbone: "Backbone | LoadedBackbone", codec: Codec, rows: int, seed: int = 0, progress: bool = False
+    backbone: "Backbone | LoadedBackbone",
+    codec: Codec,
+    rows: int,
+    seed: int = 0,
+    progress: bool = False,
+    parts: Parts = NOT_KEPT,
 ) -> Importance:
     """Row weights and error metric for the table of a backbone with so many rows.
 
     The weights come from the codec's prior, through the backbone's tokenizer; the error metric from its hidden states
-    on random text. No data is needed. Raises LighttokenError if the tokenizer does not fit the table.
+    on random text; `parts` keeps it. No data is needed. Raises LighttokenError if the tokenizer does not fit the table.
     """
     # 1. Row weights from token frequencies.
     prior = codec.prior if isinstance(codec, WeightedCodec) else Uniform()
@@ -41,7 +48,8 @@ def measure_importance(
                 "codec.error_metric=euclidean"
             ) from error
         torch.nn.Module.to(encoder, resolve_device(codec.device))
-        error_metric = backbone_metric(
+        measure = partial(
+            backbone_metric,
             encoder,
             embedding,
             frequencies,
@@ -51,4 +59,5 @@ def measure_importance(
             seed=seed,
             progress=progress,
         )
+        error_metric = parts.get("error_metric", lambda: {"error_metric": measure()})["error_metric"]
     return Importance(weights, error_metric, codec.importance_settings())

@@ -255,6 +255,7 @@ def run_distributed(rank: int, model: nn.Module, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_it_trains_in_several_processes(coded, trellis, tmp_path):
     """The processes send all buffers to each other, once."""
     model = Sum(CompressedEmbedding(coded), CompressedEmbedding(trellis))

@@ -63,6 +63,7 @@ class Logits(LastHiddenState):
         return self.model(input_ids=input_ids).logits
 
 
+@pytest.mark.slow
 def test_a_packed_head_exports_without_gradients_for_any_batch(make_model, tmp_path):
     """Its rows are more than one chunk."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="install lighttoken[dev]")

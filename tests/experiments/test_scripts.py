@@ -56,6 +56,7 @@ def test_a_csv_file_goes_on_where_it_stopped():
     assert RowFile(path, columns).rows == []  # without a key it starts anew
 
 
+@pytest.mark.slow
 def test_a_point_of_scaling(checkpoint):
     row = scaling.run_point("synthetic", partial(synthetic_table, str(checkpoint()), 3000, 48), 6)
     assert row.keys() == set(scaling.COLUMNS)

@@ -110,12 +110,33 @@ def test_a_signal_before_the_training_leaves_nothing_half_made(start, settings):
     assert not debris(Path("outputs"))
 
 
+@pytest.mark.slow
 def test_a_compress_that_a_signal_ends_leaves_no_folder(start):
     process = start("compress", "output=a/b")
     wait_for(Path("a/b").is_dir, process)
     code, line = end(process, signal.SIGTERM)
     assert (code, line) == (143, "interrupted by SIGTERM: the same command starts again")
     assert not Path("a").exists()
+
+
+@pytest.mark.slow
+def test_a_compress_goes_on_where_a_signal_has_ended_it(start):
+    settings = ["ratio=3", "codec/prior=uniform", "codec.error_metric=euclidean", "codec.state_bits=16"]
+    process = start("compress", *settings, "output=interrupted")
+    wait_for(lambda: any(Path().glob(".interrupted.*.parts/states-*")), process)
+    code, line = end(process, signal.SIGTERM)
+    (parts,) = Path().glob(".interrupted.*.parts")
+    assert (code, line) == (
+        143,
+        f"interrupted by SIGTERM: kept {parts.absolute()}; the same command goes on from there",
+    )
+    for output in ("interrupted", "whole"):
+        process = start("compress", *settings, f"output={output}")
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+    one, other = (Path(output, "compressed_table.safetensors").read_bytes() for output in ("interrupted", "whole"))
+    assert one == other
+    assert not list(Path().glob(".*.parts"))
 
 
 @pytest.mark.slow

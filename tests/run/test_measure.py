@@ -42,6 +42,7 @@ def test_the_tenths_are_ordered_by_frequency_and_average_to_the_nmse(table):
     assert "nmse_by_frequency_tenth" not in measure_artifact(table, compressed, None)
 
 
+@pytest.mark.slow
 def test_the_common_frequencies_are_those_of_the_default_prior(tokenizer):
     rows = len(tokenizer)
     frequencies = common_frequencies(tokenizer, rows)

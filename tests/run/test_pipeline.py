@@ -111,6 +111,7 @@ def test_the_artifact_is_that_of_the_checkpoints_table_and_made_once(train, chec
     assert other_seed["artifact"] != first["artifact"]
 
 
+@pytest.mark.slow
 def test_an_edited_codec_makes_its_own_artifact(train, monkeypatch, tmp_path):
     _, first, _ = train()
     package = Path(artifacts.__file__).parents[1]

@@ -40,6 +40,7 @@ def records() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(Path("outputs/sweeps").glob("*/*/record.json"))]
 
 
+@pytest.mark.slow
 def test_a_failed_job_ends_no_sweep_and_the_same_command_runs_no_other(command, settings):
     arguments = ["-m", *settings, "codec=svd", "ratio=2,5000,2.5"]
     code, out, _ = command("train", *arguments)

@@ -162,6 +162,14 @@ def test_the_diagnostic_set_of_the_hub_is_a_config_of_its_own_and_may_be_missing
         data.predict_dataloader()
 
 
+def test_answers_that_cannot_be_written_name_their_file(glue, hub, tmp_path):
+    data = glue(data_dir=None, hub_id=str(hub), submission={"ax": "AX"})
+    (tmp_path / "AX.tsv").mkdir()  # refuses a file of its name, as a full disk would
+    with pytest.raises(LighttokenError, match=rf"cannot write {tmp_path}/AX\.tsv: Is a directory"):
+        data.write_answers([[torch.tensor([0, 1])]], tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
 def test_the_hub_without_network_names_the_cure(glue):
     with pytest.raises(LighttokenError, match=r"cannot read the rows of task=sst2 from nyu-mll/glue: .*") as error:
         glue(data_dir=None).prepare_data()

@@ -69,7 +69,7 @@ def _search_chunk(
 
 def new_bits(states: Int32[Tensor, "n steps"], bits: Sequence[int]) -> UInt8[Tensor, "n bits"]:
     """The bits that every state reads anew, in the order of the stream."""
-    columns = [
-        (states[:, step, None] >> torch.arange(k - 1, -1, -1, device=states.device)) & 1 for step, k in enumerate(bits)
-    ]
+    columns = [states[:, :0]]
+    for step, k in enumerate(bits):
+        columns.append((states[:, step, None] >> torch.arange(k - 1, -1, -1, device=states.device)) & 1)
     return torch.cat(columns, 1).to(torch.uint8)
