@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from lighttoken.artifact.integers import MAX_HIGH, integer_steps, least_lengths, read_integers, unpack_lengths
+from lighttoken.artifact.integers import make_index as integer_index
 from lighttoken.artifact.layout import (
     BYTES,
     FLOATS,
@@ -44,6 +46,7 @@ from lighttoken.artifact.trellis import (
 
 HASH = 2654435761  # Knuth's multiplicative hash: 2^32 over the golden ratio
 INDEX = "index."  # prefix of what `index` adds to the stored tensors
+INTEGERS = "integers."  # and of what the integer code adds to that
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ class Trellis(LinearForm):
     steps    (T, s) uint8            what each tier's bits mean
     gain     (T, s) int8             the scale of each step's coefficients, with `.scale` (T, 1)
     decoder  (m, d)                  what a coefficient adds to a row
+    integers (N,) uint8, optional    the stream of `artifact.integers`, where the steps say that there are integers
+    lengths  (bytes,) uint8          the bits of each row in it, packed
     """
 
     name: ClassVar[str] = "trellis"
@@ -174,7 +179,8 @@ class Trellis(LinearForm):
             raise ValueError(f"steps has shape {(tiers, steps)} instead of 1 to {MAX_TIERS} tiers of 1 to {m} steps")
         layout = bias_layout(tensors, dim) | matrix_layout(tensors, "decoder", m, dim)
         layout |= {"steps": ((tiers, steps), BYTES), "gain": ((tiers, steps), INT8), "gain.scale": ((tiers, 1), SCALES)}
-        return layout | {name: (shape_of(tensors, name, 1), BYTES) for name in ("codes", "tiers")}
+        streams = ["codes", "tiers"] + (["integers", "lengths"] if "integers" in tensors else [])
+        return layout | {name: (shape_of(tensors, name, 1), BYTES) for name in streams}
 
     def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
         m, steps, tiers = len(tensors["decoder"]), tensors["steps"], unpack_tiers(tensors["tiers"], vocab_size)
@@ -187,16 +193,38 @@ class Trellis(LinearForm):
         length = LEAD + -(-int((rows * bits.sum(1).cpu()).sum()) // 8)
         if len(tensors["codes"]) != length:
             raise ValueError(f"codes has shape {tuple(tensors['codes'].shape)} instead of {(length,)}")
+        counts, low = integer_steps(steps)
+        if bool(counts.any()) != ("integers" in tensors):
+            raise ValueError("integers in the steps or in the tensors, and not in both")
+        if "integers" in tensors:
+            lengths = self._lengths(tensors, tiers.cpu())
+            most = int((counts * (MAX_HIGH + 2)).max() + low.sum(1).max())
+            if int(lengths.max()) > most or len(tensors["integers"]) != -(-int(lengths.sum()) // 8):
+                raise ValueError(
+                    f"integers has shape {tuple(tensors['integers'].shape)}, which the lengths do not fill"
+                )
 
     def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
         tiers, steps = unpack_tiers(tensors["tiers"].cpu(), vocab_size), tensors["steps"].cpu()
         index = make_index(tiers, steps, self.state_bits, len(tensors["decoder"]))
+        if "integers" in tensors:
+            integers = integer_index(self._lengths(tensors, tiers), *integer_steps(steps))
+            index |= {INTEGERS + name: tensor for name, tensor in integers.items()}
         return {INDEX + name: tensor for name, tensor in index.items()}
 
     def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
         index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
         gain = read_matrix(tensors, "gain", tensors["steps"].shape[1])
-        return read_coefficients(ids, tensors["codes"], gain, index)
+        coefficients = read_coefficients(ids, tensors["codes"], gain, index)
+        if "integers" not in tensors:
+            return coefficients
+        of_integers = {name.removeprefix(INTEGERS): tensor for name, tensor in index.items()}
+        integers = read_integers(ids, index["tiers"][ids].long(), tensors["integers"], gain, of_integers)
+        return coefficients + torch.nn.functional.pad(integers, (0, coefficients.shape[1] - integers.shape[1]))
+
+    def _lengths(self, tensors: Tensors, tiers: UInt8[Tensor, " V"]) -> Int64[Tensor, " V"]:
+        """Bits of the rows in the stream of integers."""
+        return unpack_lengths(tensors["lengths"], least_lengths(*integer_steps(tensors["steps"].cpu()))[tiers.long()])
 
 
 @dataclass(frozen=True)

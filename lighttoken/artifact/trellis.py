@@ -43,13 +43,17 @@ def codebook(state_bits: int) -> Float32[Tensor, "states 8"]:
 
 
 def pack_step(vector: int, bits: int) -> int:
-    """One byte of the plan: v coefficients (1, 2, 4 or 8) for k bits (0 to 15); of 0 bits, they stay 0."""
+    """One byte of the plan: v coefficients (1, 2, 4 or 8) for k bits (0 to 15); of 0 bits, they stay 0.
+
+    Bytes from 64 on are coefficients of the integer code (`artifact.integers`), which has a stream of its own.
+    """
     return (vector.bit_length() - 1) << 4 | bits
 
 
 def unpack_steps(steps: UInt8[Tensor, "T s"]) -> tuple[Int64[Tensor, "T s"], Int64[Tensor, "T s"]]:
-    """Undo `pack_step`: vector sizes and bits."""
-    return 1 << (steps >> 4).long(), (steps & 15).long()
+    """Undo `pack_step`: vector sizes and bits. An integer is a step of one coefficient and no bits here."""
+    exponent, bits = (steps >> 4).long(), (steps & 15).long()
+    return torch.where(exponent < 4, 1 << exponent, 1), torch.where(exponent < 4, bits, 0)
 
 
 def pack_tiers(tiers: UInt8[Tensor, " V"]) -> UInt8[Tensor, " bytes"]:

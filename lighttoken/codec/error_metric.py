@@ -35,38 +35,49 @@ def backbone_metric(
     shares = frequencies.clone()
     shares[[token for ids in special for token in ids]] = 0
     form: Any = 0.0
-    captured: list[Tensor] = []
-
-    def capture(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        captured.append(output.detach().requires_grad_())
-        return captured[-1]
-
-    hook = embedding.register_forward_hook(capture)
-    try:
-        with _frozen(model):
-            starts = range(0, sequences, batch_size)
-            for start in tqdm(starts, desc="error metric", unit="batch", disable=not progress):
-                # 1. Draw texts.
-                rows = min(batch_size, sequences - start)
-                ids = torch.multinomial(shares, rows * length, replacement=True, generator=generator).view(rows, length)
-                before, after = (torch.tensor(tokens, dtype=torch.long).expand(rows, -1) for tokens in special)
-                # 2. Project their hidden states at random, and pull the projection back to the embeddings.
-                captured.clear()
-                with torch.enable_grad():
-                    hidden = model(input_ids=torch.cat([before, ids, after], 1).to(device)).last_hidden_state
-                    projection = torch.randn(hidden.shape, generator=generator).to(hidden)
-                    (gradient,) = torch.autograd.grad((hidden * projection).sum(), captured[0])
-                # 3. Add the outer products of the gradients, without those of the special tokens.
-                inner = gradient[:, len(special[0]) : len(special[0]) + length].flatten(0, 1)
-                form = form + (inner.T @ inner).double().cpu()
-    finally:
-        hook.remove()
+    with frozen(model), captured_rows(embedding) as captured:
+        starts = range(0, sequences, batch_size)
+        for start in tqdm(starts, desc="error metric", unit="batch", disable=not progress):
+            # 1. Draw texts.
+            rows = min(batch_size, sequences - start)
+            ids = torch.multinomial(shares, rows * length, replacement=True, generator=generator).view(rows, length)
+            before, after = (torch.tensor(tokens, dtype=torch.long).expand(rows, -1) for tokens in special)
+            # 2. Project their hidden states at random, and pull the projection back to the embeddings.
+            captured.clear()
+            with torch.enable_grad():
+                hidden = model(input_ids=torch.cat([before, ids, after], 1).to(device)).last_hidden_state
+                projection = torch.randn(hidden.shape, generator=generator).to(hidden)
+                (gradient,) = torch.autograd.grad((hidden * projection).sum(), captured[0])
+            # 3. Add the outer products of the gradients, without those of the special tokens.
+            inner = gradient[:, len(special[0]) : len(special[0]) + length].flatten(0, 1)
+            form = form + (inner.T @ inner).double().cpu()
     dim = len(form)
     return form / form.trace().clamp_min(1e-30) * dim + damping * torch.eye(dim, dtype=torch.float64)
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def captured_rows(embedding: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, a list of the rows (n, L, d) that the embedding reads, which gradients lead to.
+
+    Some models scale rows as they read them (Gemma): the gradients are with regard to the rows of the table.
+    """
+    captured: list[Tensor] = []
+
+    def capture(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        rows = nn.functional.embedding(inputs[0], module.weight.detach())
+        scale = (output.detach() * rows).sum() / rows.square().sum().clamp_min(1e-30)
+        captured.append(rows.requires_grad_())
+        return rows * scale
+
+    hook = embedding.register_forward_hook(capture)
+    try:
+        yield captured
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode and none of its parameters has a gradient."""
     training = model.training
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

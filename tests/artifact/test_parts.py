@@ -5,6 +5,7 @@ import torch
 
 from lighttoken.artifact.parts import Parts
 from lighttoken.codec import compress_table
+from lighttoken.codec.lighttoken import encode
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.prior import Uniform
 
@@ -46,23 +47,23 @@ def test_a_compression_goes_on_from_its_parts_to_the_same_bytes(tmp_path, monkey
     table = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
     codec = LightToken(prior=Uniform(), error_metric="euclidean", state_bits=8, tiers=2)
     parts = Parts(tmp_path, least_seconds=0)
-    whole = compress_table(table, codec, 8, progress=False)
+    whole = compress_table(table, codec, 20, progress=False)
     searched: list[int] = []
-    search = LightToken._search_rows
+    search = encode._search_rows
 
-    def counted(self, rows, *arguments):
+    def counted(rows, *arguments):
         if len(searched) == 2:
             raise KeyboardInterrupt
         searched.append(len(rows))
-        return search(self, rows, *arguments)
+        return search(rows, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(LightToken, "_search_rows", counted)
-        compress_table(table, codec, 8, progress=False, parts=parts)
+        patch.setattr(encode, "_search_rows", counted)
+        compress_table(table, codec, 20, progress=False, parts=parts)
     done = sum(searched)
     searched[:] = [-1, -1, -1]  # from here on, without end
-    monkeypatch.setattr(LightToken, "_search_rows", counted)
-    resumed = compress_table(table, codec, 8, progress=False, parts=parts)
+    monkeypatch.setattr(encode, "_search_rows", counted)
+    resumed = compress_table(table, codec, 20, progress=False, parts=parts)
     assert sum(searched[3:]) == len(table) - done
     assert resumed.tensors.keys() == whole.tensors.keys()
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)

@@ -8,41 +8,28 @@ hash code: instead of a sum of +-1 steps of a learned matrix, a window over the 
 Letters: V rows of the table, d columns, m rows of the decoder, T tiers, s steps of a tier, n rows of a chunk.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from lighttoken.artifact.forms import Trellis
-from lighttoken.artifact.packing import Precision, dequantize, quantize
-from lighttoken.artifact.trellis import (
-    MAX_STATE_BITS,
-    MAX_TIERS,
-    codebook,
-    pack_stream,
-    pack_tiers,
-    row_starts,
-    unpack_steps,
-)
+from lighttoken.artifact.packing import Precision, quantize
+from lighttoken.artifact.trellis import MAX_STATE_BITS, MAX_TIERS, pack_tiers
 from lighttoken.codec.interface import Budget, Importance, MetricCodec, Reporter, resolve_device
-from lighttoken.codec.lighttoken.plan import PRECISIONS, Plan, plan_budget
-from lighttoken.codec.lighttoken.viterbi import new_bits, search
+from lighttoken.codec.lighttoken.encode import ROWS_PER_CHUNK, as_stored, encode_integers, encode_trellis
+from lighttoken.codec.lighttoken.plan import PRECISIONS, Plan, bias_precision, plan_budget
 from lighttoken.codec.lowrank import weighted_moments
 from lighttoken.codec.prior import Prior, WordFrequency
 from lighttoken.codec.refine import refit_decoder
-from lighttoken.codec.shapes import Fitted, Table
+from lighttoken.codec.shapes import Fitted, Table, Weights
 from lighttoken.errors import LighttokenError
 
-ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
 MIN_STATE_BITS = 4  # the planner's fitted distortion of a shorter window says that everything is lost
 # Large rows of the decoder that cancel each other, as repeated rows of a table ask for, do not survive its rounding:
 # hence a larger ridge than the default of `refit_decoder`. On MiniLM-L6 at 103x it also lowers the error by 0.15 %.
 RIDGE = 1e-4
-
-StepAsRead = tuple[slice, int, Tensor]  # its coefficients, its bits, the vectors (states, v) that they choose from
 
 
 @dataclass(frozen=True)
@@ -80,27 +67,37 @@ class LightToken(MetricCodec):
 
         # 1. Low rank: the principal directions of the table, under the weights and the error metric.
         mean, covariance = weighted_moments(table, weights)
-        mean = _stored(mean.unsqueeze(0), "int8").squeeze(0)
+        mean = as_stored(mean.unsqueeze(0), "int8").squeeze(0)
         variances, directions = torch.linalg.eigh(root @ covariance @ root)
         variances, directions = variances.flip(0).clamp_min(0), directions.flip(1)
-
-        # 2. The plan: tiers of rows by importance, bits of each tier's directions, precision of the decoder.
-        coordinates = _project(table, mean, (root @ directions).to(table))
-        plan = plan_budget(coordinates, weights, budget, self.state_bits, self.tiers, self.decoder_precision)
         scale = variances.sqrt().clamp_min(float(variances[0].sqrt()) * 1e-6 + 1e-30)
-        decoder = ((inverse_root @ directions) * scale).T[: plan.rank].to(table)
+        basis = ((inverse_root @ directions) * scale).T.to(table)
 
-        # 3. Hash codes: for each row, the bits that decode nearest to its coordinates along the directions as stored.
-        del coordinates  # as large as the table, like those that follow
-        decoder = _stored(decoder, plan.precision)
-        seen = (decoder.cpu().double() @ root).to(table)  # as the error metric sees the directions
+        for integers in (True, False):
+            # 2. The plan: tiers of rows by importance, bits of each tier's directions, precision of the decoder.
+            coordinates = _project(table, mean, (root @ directions).to(table))
+            plan = self._plan(coordinates, weights, budget, integers)
+            del coordinates  # as large as the table, like those that follow
+
+            # 3. Hash codes: for each row, what decodes nearest to its coordinates along the directions as stored. First
+            # the integers, whose bits follow from the rows; then the trellis codes of the other directions.
+            decoder = as_stored(basis[: plan.rank], plan.precision)
+            seen = (decoder.cpu().double() @ root).to(table)  # as the error metric sees the directions
+            coordinates = _project(table, mean, root.to(table) @ torch.linalg.pinv(seen))
+            encoded = encode_integers(coordinates, plan, budget.tensor_bytes, reporter)
+            if encoded is not None:
+                break
+        plan, codes = encoded or (plan, {})
         norms = torch.linalg.vector_norm(seen, dim=1)
-        coordinates = _project(table, mean, root.to(table) @ torch.linalg.pinv(seen))
-        stream = self._encode(coordinates, plan, norms, reporter)
+        codes |= encode_trellis(coordinates, plan, norms, self.state_bits, reporter)
 
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights, ridge=RIDGE)
-        return _tensors(plan, stream, decoder, bias), plan.describe()
+        return _tensors(plan, decoder, bias) | codes, plan.describe()
+
+    def _plan(self, coordinates: Table, weights: Weights, budget: Budget, integers: bool) -> Plan:
+        settings = (self.state_bits, self.tiers, self.decoder_precision)
+        return plan_budget(coordinates, weights, budget, *settings, integers=integers)
 
     def check_reach(self, table: Table, budget: Budget) -> None:
         """See `Codec.check_reach`. The least bytes hardly depend on the importance, so a plan without it shows them."""
@@ -109,44 +106,9 @@ class LightToken(MetricCodec):
         table, weights = table - table.mean(0), torch.ones(len(table))
         margin = replace(budget, description_bytes=budget.description_bytes - abs(budget.tensor_bytes) // 4)
         try:
-            plan_budget(table, weights, margin, self.state_bits, self.tiers, self.decoder_precision)
+            self._plan(table, weights, margin, integers=False)
         except LighttokenError:
-            plan_budget(table, weights, budget, self.state_bits, self.tiers, self.decoder_precision)
-
-    def _encode(
-        self, coordinates: Float[Tensor, "V m"], plan: Plan, norms: Float[Tensor, " m"], reporter: Reporter
-    ) -> UInt8[Tensor, " bytes"]:
-        """Search the codes of all rows. Returns their stream; `coordinates` become what the codes decode to."""
-        book, gain = codebook(self.state_bits).to(coordinates), _stored(plan.gain, "int8").to(coordinates)
-        starts = row_starts(plan.tiers, plan.steps.to(plan.tiers.device))
-        lengths = unpack_steps(plan.steps)[1].sum(1)
-        total = int(torch.bincount(plan.tiers.cpu().long(), minlength=len(lengths)) @ lengths)
-        stream = torch.zeros(total, dtype=torch.uint8, device=coordinates.device)
-        with reporter.bar(total=len(coordinates), description="codes", unit="row") as bar:
-            for tier, steps in enumerate(_steps_as_read(plan.steps, gain, book)):
-                for j, ids in enumerate((plan.tiers == tier).nonzero().flatten().split(ROWS_PER_CHUNK)):
-                    make = partial(self._search_rows, coordinates[ids], steps, norms)
-                    kept = reporter.parts.get(f"states-{tier}-{j}", make)["states"].to(ids.device)
-                    states = kept.int() & ((1 << self.state_bits) - 1)
-                    coordinates[ids] = 0
-                    for k, (part, _, entries) in enumerate(steps):
-                        coordinates[ids, part] = entries[states[:, k].long()]
-                    bits = new_bits(states, [k for _, k, _ in steps])
-                    stream[starts[ids].unsqueeze(1) + torch.arange(bits.shape[1], device=ids.device)] = bits
-                    bar.update(len(ids))
-        return pack_stream(stream)
-
-    def _search_rows(
-        self, rows: Float[Tensor, "n m"], steps: Sequence[StepAsRead], norms: Float[Tensor, " m"]
-    ) -> dict[str, Int16[Tensor, "n steps"]]:
-        """The states of rows of one tier, in 16 bits, the highest of which becomes a sign."""
-        if not steps:
-            return {"states": torch.zeros(len(rows), 0, dtype=torch.int16, device=rows.device)}
-        # The error of a coefficient counts as much as its direction is long.
-        targets = [rows[:, part] * norms[part] for part, _, _ in steps]
-        books = [entries * norms[part] for part, _, entries in steps]
-        states = search(targets, books, [k for _, k, _ in steps], self.state_bits)
-        return {"states": states.to(torch.int16)}
+            self._plan(table, weights, budget, integers=False)
 
 
 def metric_roots(error_metric: Tensor | None, dim: int) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
@@ -161,19 +123,6 @@ def metric_roots(error_metric: Tensor | None, dim: int) -> tuple[Float[Tensor, "
     return directions * values @ directions.T, directions / values @ directions.T
 
 
-def _steps_as_read(
-    steps: UInt8[Tensor, "T s"], gain: Float[Tensor, "T s"], book: Float[Tensor, "states 8"]
-) -> list[list[StepAsRead]]:
-    """For each tier, its steps that have bits, in the order they are read."""
-    vectors, bits = unpack_steps(steps)
-    ends = vectors.cumsum(1)
-    tiers = []
-    for tier in zip((ends - vectors).tolist(), ends.tolist(), bits.tolist(), gain, strict=True):
-        listed = [(slice(a, end), k, book[:, : end - a] * scale) for a, end, k, scale in zip(*tier, strict=True) if k]
-        tiers.append(listed[::-1])
-    return tiers
-
-
 def _project(table: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
     """(table - mean) @ projection without a copy of the table."""
     result = table.new_empty(len(table), projection.shape[1])
@@ -182,20 +131,13 @@ def _project(table: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
     return result
 
 
-def _stored(matrix: Tensor, precision: Precision) -> Tensor:
-    """A matrix as it will be read back from the artifact."""
-    values, scale = quantize(matrix, precision, scale_dim=0)
-    return dequantize(values, scale, matrix.shape[1])
-
-
-def _tensors(plan: Plan, stream: Tensor, decoder: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """The tensors of the artifact."""
-    tensors: dict[str, Tensor | None] = {"codes": stream, "tiers": pack_tiers(plan.tiers), "steps": plan.steps}
-    small: Precision = "int8"
-    for name, matrix, precision in (
-        ("gain", plan.gain, small),
-        ("decoder", decoder, plan.precision),
-        ("bias", bias.unsqueeze(0), small),
-    ):
-        tensors[name], tensors[f"{name}.scale"] = quantize(matrix, precision, scale_dim=0)
+def _tensors(plan: Plan, decoder: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """The tensors of the artifact, but for the codes."""
+    tensors: dict[str, Tensor | None] = {"tiers": pack_tiers(plan.tiers), "steps": plan.steps}
+    tensors["gain"], tensors["gain.scale"] = quantize(plan.gain, "int8", scale_dim=0)
+    tensors["decoder"], tensors["decoder.scale"] = quantize(decoder, plan.precision, scale_dim=0)
+    if bias_precision(plan.precision) == "float16":
+        tensors["bias"] = bias.half()
+    else:
+        tensors["bias"], tensors["bias.scale"] = quantize(bias.unsqueeze(0), "int8", scale_dim=0)
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}

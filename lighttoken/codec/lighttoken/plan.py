@@ -1,9 +1,11 @@
 """The planner: spends the bytes of a ratio over tiers of rows, directions and the decoder, by predicted distortion.
 
 Rows are grouped by importance into tiers; a tier's directions get bits by reverse water-filling, down to one level of
-distortion for the whole table, and the bits are dealt out as trellis steps of k bits for v coefficients.
+distortion for the whole table. A tier's first directions, of high rates, become integers; the bits of the others are
+dealt out as trellis steps of k bits for v coefficients.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +14,33 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lighttoken.artifact.integers import INTEGER_STEP
 from lighttoken.artifact.packing import Precision, stored_bytes
 from lighttoken.artifact.trellis import LEAD, pack_step, pack_tiers, unpack_steps
 from lighttoken.codec.interface import Budget
+from lighttoken.codec.lighttoken.integers import DISTORTION, integer_bits
 from lighttoken.codec.shapes import Table, Weights
 
-Step = tuple[int, int]  # v coefficients, k bits
+Step = tuple[int, int]  # v coefficients, k bits; of an integer, 0 and its low bits
 
 TIER_COUNTS = (1, 2, 4, 6, 8, 12)  # the planner's choices
-PRECISIONS: tuple[Precision, ...] = ("int4", "int8")  # of the decoder, its choices too
+PRECISIONS: tuple[Precision, ...] = ("int4", "int8", "float16")  # of the decoder, its choices too
 # Squared error that storing the decoder adds, over the energy that it carries. At int4 half of what rounding does to a
 # unit Gaussian (0.0115): codes are searched along the directions as stored, which makes up for some of it.
-PRECISION_ERROR = {"int4": 0.006, "int8": 4e-5}
+PRECISION_ERROR = {"int4": 0.006, "int8": 4e-5, "float16": 1e-8}
+# The trellis leaves a squared error above the level that its rates ask for, see `trellis_distortion`; integers are
+# planned to leave as much, so that a bit gains as much in both.
+INTEGER_LEVEL = 1.25
 LEAST_RATE = 0.02  # bits per coefficient: directions of a lower rate get none
+LEAST_INTEGER = 2.0  # directions of a lower rate are no integers
+BISECTIONS = 30
 ROWS_PER_CHUNK = 2048
 PRIOR_ROWS = 64  # weight of the common spectrum, in rows, when a tier's spectrum is estimated
+
+
+def bias_precision(decoder: Precision) -> Precision:
+    """The precision of the bias beside a decoder in a precision."""
+    return "float16" if decoder == "float16" else "int8"
 
 
 def trellis_distortion(rate: Float[Tensor, "*shape"], state_bits: int) -> Float[Tensor, "*shape"]:
@@ -35,9 +49,13 @@ def trellis_distortion(rate: Float[Tensor, "*shape"], state_bits: int) -> Float[
     The bound 2 ** (-2 rate) and a gap in dB that was fitted to measured ones (12 state bits: 0.17 at 1/4 bit, 0.27 at
     1/2, 0.55 at 1, 0.95 at 2, 2.7 at 4, 3.9 at 6, 8.1 at 8; 8 state bits: 0.96 at 1, 2.1 at 2, 5.3 at 4, 8.0 at 5).
     """
+    return torch.minimum(2 ** (-2 * rate) * 10 ** (trellis_gap(rate, state_bits) / 10), torch.ones_like(rate))
+
+
+def trellis_gap(rate: Float[Tensor, "*shape"], state_bits: int) -> Float[Tensor, "*shape"]:
+    """What the trellis code loses against the bound, in dB, as `trellis_distortion` explains."""
     beyond = (rate - state_bits / 3).clamp_min(0)  # bits for which a computed codebook has too few states
-    gap = 0.55 * rate * (12 / state_bits) ** 1.5 + 0.2 * beyond.square() * (12 / state_bits) ** 2.5
-    return torch.minimum(2 ** (-2 * rate) * 10 ** (gap / 10), torch.ones_like(rate))
+    return 0.55 * rate * (12 / state_bits) ** 1.5 + 0.2 * beyond.square() * (12 / state_bits) ** 2.5
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,8 @@ class Plan:
     gain       (T, s) float32  the scale of each step's coefficients, not yet quantized
     rank       directions that get bits in any tier: rows of the decoder
     precision  of the decoder
-    nbytes     of the tensors
+    nbytes     of the tensors; those of the integers, which the search decides, as expected
+    integers   (T,) float32    expected bits of a row's integers, see `artifact.integers`
     predicted  weighted squared error over the weighted energy of the centred table
     """
 
@@ -59,11 +78,17 @@ class Plan:
     rank: int
     precision: Precision
     nbytes: int
+    integers: Tensor
     predicted: float
+
+    @property
+    def integer_bytes(self) -> int:
+        """Expected bytes of the tensors of the integers."""
+        return integer_bytes(torch.bincount(self.tiers.cpu().long(), minlength=len(self.integers)), self.integers)
 
     def describe(self) -> dict[str, Any]:
         """The plan in plain JSON values."""
-        bits = unpack_steps(self.steps)[1].sum(1)
+        bits = unpack_steps(self.steps)[1].sum(1) + self.integers.round().long()
         rows = torch.bincount(self.tiers.cpu().long(), minlength=len(bits))
         return {
             "rank": self.rank,
@@ -82,26 +107,33 @@ def plan_budget(
     state_bits: int,
     tiers: int | None = None,
     precision: Precision | None = None,
+    integers: bool = True,
 ) -> Plan:
     """The plan of least predicted weighted error whose tensors fit the budget.
 
     `coordinates`: the centred table along its principal directions, largest first; `weights` have mean 1. With `tiers`
-    or `precision` the planner keeps to them. Raises LighttokenError if no plan is small enough.
+    or `precision` the planner keeps to them; without `integers` it plans none. Raises
+    LighttokenError if no plan is small enough.
     """
     energy = torch.linalg.vector_norm(coordinates, dim=1).square()
     spectrum = _moments(coordinates, weights.unsqueeze(1)).squeeze(0) / len(coordinates)
-    plans, smallest = [], budget.table_bytes
+    plans: list[Plan | None] = []
+    smallest = budget.table_bytes
     for count in TIER_COUNTS if tiers is None else (tiers,):
         assignment = assign_tiers(energy * weights, count)
         allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, state_bits)
         smallest = allocation.smallest("int4")
         for choice in PRECISIONS if precision is None else (precision,):
-            plan = allocation.within(budget.tensor_bytes, choice)
-            if plan is not None:
-                plans.append(plan)
-    if not plans:
+            plan = allocation.within(budget.tensor_bytes, choice, integers=False)
+            plans.append(plan)
+            # Only rates that the trellis serves badly make it worth while to look at integers.
+            vectors, bits = unpack_steps(plan.steps) if plan else (torch.ones(1), torch.zeros(1))
+            if integers and bool(((vectors == 1) & (bits > LEAST_INTEGER)).any()):
+                plans.append(allocation.within(budget.tensor_bytes, choice, integers=True))
+    fitting = [plan for plan in plans if plan is not None]
+    if not fitting:
         raise budget.out_of_reach(smallest)
-    return min(plans, key=lambda plan: plan.predicted)
+    return min(fitting, key=lambda plan: plan.predicted)
 
 
 def assign_tiers(importance: Float[Tensor, " V"], count: int, sweeps: int = 60) -> UInt8[Tensor, " V"]:
@@ -128,7 +160,7 @@ class _Allocation:
 
     rows, weight  (T,)    rows of each tier and their mean weight
     moments       (T, d)  expected square of a row's coordinate along each direction
-    fixed         bytes that do not depend on the level: tiers, bias, the bytes before the stream
+    fixed         bytes that depend neither on the level nor on a precision: tiers, the bytes before the stream
     """
 
     def __init__(
@@ -146,60 +178,96 @@ class _Allocation:
         common = spectrum / spectrum.sum().clamp_min(1e-30) * (members.T @ energy).unsqueeze(1)
         shrunk = own_moments + common / rows.clamp_min(1).unsqueeze(1) * PRIOR_ROWS
         self.moments = (shrunk / (rows + PRIOR_ROWS).unsqueeze(1)).cpu()
-        self.fixed = LEAD + len(pack_tiers(tiers)) + stored_bytes(1, self.dim, "int8", 0)
+        self.fixed = LEAD + len(pack_tiers(tiers))
 
-    def within(self, nbytes: int, precision: Precision) -> Plan | None:
+    def within(self, nbytes: int, precision: Precision, integers: bool) -> Plan | None:
         """The plan of the lowest level that fits, by bisection of its logarithm; None if none does."""
         weighted = self.moments * self.weight.unsqueeze(1)
         high = float(weighted.max().clamp_min(1e-30))
         low, best = high * 2.0**-40, None
         varies = bool(weighted.max() > 0)
-        for _ in range(40):
+        for _ in range(BISECTIONS):
             level = (low * high) ** 0.5
             # Reverse water-filling: a direction gets log2(variance / level) / 2 bits.
-            rates = (weighted / level).clamp_min(1).log2() / 2
-            steps = [deal_steps(tier_rates, self.state_bits) for tier_rates in rates]
-            if not any(steps) and varies:  # no direction reaches the level
+            dealt = self._deal((weighted / level).clamp_min(1).log2() / 2, integers)
+            if not any(dealt.steps) and varies:  # no direction reaches the level
                 high = level
-            elif self._bytes(steps, precision) > nbytes:
+            elif self._bytes(dealt, precision) > nbytes:
                 low = level
             else:
-                high, best = level, steps
-        return self._plan(best, precision) if best is not None else None
+                high, best = level, dealt
+        return self._plan(best, high, precision) if best is not None else None
 
     def smallest(self, precision: Precision) -> int:
         """Bytes of tensors with a single bit per row of one tier."""
         steps: list[list[Step]] = [[] for _ in self.rows]
         steps[int(self.rows.argmax())] = [(1, 1)]
-        return self._bytes(steps, precision)
+        return self._bytes(_Dealt(steps, torch.zeros(len(steps))), precision)
 
-    def _bytes(self, steps: list[list[Step]], precision: Precision) -> int:
-        bits = sum(int(rows) * sum(k for _, k in tier) for rows, tier in zip(self.rows, steps, strict=True))
-        longest = max(1, *map(len, steps))
-        gains = len(steps) * longest + stored_bytes(len(steps), longest, "int8", 0)
-        return self.fixed + -(-bits // 8) + gains + stored_bytes(_rank(steps), self.dim, precision, 0)
+    def _deal(self, rates: Float[Tensor, "T d"], integers: bool) -> "_Dealt":
+        """The steps of all tiers. Their first directions are integers, as long as these need fewer bits."""
+        if not integers or float(rates.max()) <= LEAST_INTEGER:
+            return _Dealt([deal_steps(tier, self.state_bits) for tier in rates], torch.zeros(len(rates)))
+        # The spacing that leaves the level of distortion that the trellis leaves at these rates.
+        bits, low = integer_bits(rates - math.log2(INTEGER_LEVEL / DISTORTION) / 2)
+        lost = bits - rates + math.log2(INTEGER_LEVEL) / 2  # against the bound, as the trellis loses its gap
+        saved = torch.where(rates > LEAST_INTEGER, trellis_gap(rates, self.state_bits) / 6.02 - lost, -1.0).cumsum(1)
+        counts = torch.where(saved.amax(1) > 0, saved.argmax(1) + 1, 0)
+        steps = [
+            [(0, r) for r in tier_low[:count]] + deal_steps(tier[count:], self.state_bits)
+            for tier, tier_low, count in zip(rates, low.tolist(), counts.tolist(), strict=True)
+        ]
+        return _Dealt(steps, (bits * (torch.arange(self.dim) < counts.unsqueeze(1))).sum(1))
 
-    def _plan(self, steps: list[list[Step]], precision: Precision) -> Plan:
-        longest = max(1, *map(len, steps))
+    def _bytes(self, dealt: "_Dealt", precision: Precision) -> int:
+        per_row = [sum(k for vector, k in tier if vector) for tier in dealt.steps]
+        codes = -(-int(self.rows.double() @ torch.tensor(per_row).double()) // 8)
+        longest = max(1, *map(len, dealt.steps))
+        gains = len(dealt.steps) * longest + stored_bytes(len(dealt.steps), longest, "int8", 0)
+        decoder = stored_bytes(_rank(dealt.steps), self.dim, precision, 0)
+        decoder += stored_bytes(1, self.dim, bias_precision(precision), 0)
+        return self.fixed + codes + gains + decoder + integer_bytes(self.rows, dealt.integers)
+
+    def _plan(self, dealt: "_Dealt", level: float, precision: Precision) -> Plan:
+        steps, longest = dealt.steps, max(1, *map(len, dealt.steps))
         packed = torch.zeros(len(steps), longest, dtype=torch.uint8)
         gain = torch.zeros(len(steps), longest)
-        error = self.moments.clone()
-        scale = self.spectrum.clamp_min(1e-30)
+        error, scale = self.moments.clone(), self.spectrum.clamp_min(1e-30)
         for tier, tier_steps in enumerate(steps):
-            first = 0
+            first, moments = 0, self.moments[tier]
+            rates = torch.tensor([k / max(vector, 1) for vector, k in tier_steps])
+            distortions = trellis_distortion(rates, self.state_bits).tolist()
             for j, (vector, k) in enumerate(tier_steps):
-                part = slice(first, first + vector)
-                packed[tier, j] = pack_step(vector, k)
-                if k:
+                part = slice(first, first + max(vector, 1))
+                packed[tier, j] = pack_step(vector, k) if vector else INTEGER_STEP + k
+                if vector == 0:
+                    left = INTEGER_LEVEL * level / float(self.weight[tier])
+                    gain[tier, j] = 4 * 2**k * (left / DISTORTION / scale[first]).sqrt()
+                    error[tier, part] = left + PRECISION_ERROR[precision] * moments[part]
+                elif k:
                     # A decoded coefficient has the variance that the code keeps, in units of the decoder's row.
-                    distortion = float(trellis_distortion(torch.tensor(k / vector), self.state_bits))
-                    gain[tier, j] = ((1 - distortion) * self.moments[tier, part] / scale[part]).mean().sqrt()
-                    error[tier, part] *= distortion + PRECISION_ERROR[precision] * (1 - distortion)
-                first += vector
+                    gain[tier, j] = ((1 - distortions[j]) * moments[part] / scale[part]).mean().sqrt()
+                    error[tier, part] *= distortions[j] + PRECISION_ERROR[precision] * (1 - distortions[j])
+                first = part.stop
         mass = self.rows * self.weight
         predicted = float((mass @ error).sum() / (mass @ self.moments).sum().clamp_min(1e-30))
-        nbytes = self._bytes(steps, precision)
-        return Plan(self.tiers, packed, gain, _rank(steps), precision, nbytes, predicted)
+        nbytes = self._bytes(dealt, precision)
+        return Plan(self.tiers, packed, gain, _rank(steps), precision, nbytes, dealt.integers, predicted)
+
+
+@dataclass(frozen=True)
+class _Dealt:
+    """The steps of all tiers, and the expected bits of a row's integers, (T,)."""
+
+    steps: list[list[Step]]
+    integers: Tensor
+
+
+def integer_bytes(rows: Tensor, integers: Tensor) -> int:
+    """Expected bytes of the stream of integers and of the lengths of its rows, by tier; 0 without integers."""
+    if not bool(integers.any()):
+        return 0
+    return math.ceil(float(rows.double() @ integers.double()) / 8) + int(rows[integers > 0].sum()) + 64
 
 
 def deal_steps(rates: Float[Tensor, " d"], state_bits: int) -> list[Step]:
@@ -227,7 +295,7 @@ def deal_steps(rates: Float[Tensor, " d"], state_bits: int) -> list[Step]:
 
 def _rank(steps: Sequence[Sequence[Step]]) -> int:
     """Directions that get bits in any tier."""
-    return max((sum(vector for vector, _ in tier) for tier in steps), default=0)
+    return max((sum(max(vector, 1) for vector, _ in tier) for tier in steps), default=0)
 
 
 def _moments(coordinates: Tensor, members: Tensor) -> Tensor:

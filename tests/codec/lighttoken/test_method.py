@@ -184,7 +184,10 @@ def test_bad_input_is_named_with_its_cure(table, change, message):
     [
         ({"state_bits": 20}, "state_bits is 20; it must be from 4 to 16"),
         ({"state_bits": 3}, "state_bits is 3; it must be from 4 to 16"),
-        ({"decoder_precision": "float16"}, "decoder_precision is 'float16'; choose one of int4, int8, or null"),
+        (
+            {"decoder_precision": "float32"},
+            "decoder_precision is 'float32'; choose one of int4, int8, float16, or null",
+        ),
         ({"tiers": 17}, "tiers is 17; it must be from 1 to 16, or null"),
         ({"error_metric_sequences": 0}, "error_metric_sequences is 0; it must be 1 or above"),
         ({"error_metric_damping": -1.0}, "error_metric_damping is -1.0; it must be 0 or above"),
