@@ -27,7 +27,7 @@ from lighttoken.artifact.description import check_version, read_json, refusing, 
 from lighttoken.artifact.layout import Tensors
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, Tie
-from lighttoken.backbone.replace import replace_embedding
+from lighttoken.backbone.replace import find_embedding, replace_embedding
 from lighttoken.backbone.storage import as_integers, buffer_name
 from lighttoken.errors import LighttokenError
 
@@ -114,7 +114,7 @@ class LighttokenQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         if not self.pre_quantized:
-            self.quantization_config.prepare(model.config.name_or_path)
+            self.quantization_config.prepare(model.config.name_or_path, find_embedding(model).num_embeddings)
             return
         config, empty = self.quantization_config, self.quantization_config.empty_table()
         if checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files):

@@ -27,6 +27,7 @@ WORDS_PER_TEXT = 20  # a special token that encloses every text occurs once in s
 CAPITALISED = 0.1  # share of words written with a capital letter
 WORDS = 100_000  # looked up of one language; all others are less than 2 % of text
 MIXED_WORDS = 20_000  # of one of several languages; rarer ones are below the floor
+UNSPACED = ("ja", "zh")  # written without spaces
 BATCH = 10_000
 FORMATS = {".txt": "text", ".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 
@@ -116,10 +117,12 @@ class WordFrequency(Prior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.languages is not None and not self.languages:
+        if self.languages is None:
+            return
+        if not self.languages:
             raise LighttokenError("prior.languages is empty; set codec.prior.languages=[en], or null to detect them")
         known = known_languages()
-        if unknown := [language for language in self.languages or () if language not in known]:
+        if unknown := [language for language in self.languages if language not in known]:
             raise LighttokenError(
                 f"there are no word frequencies of language {unknown[0]!r}; choose among {', '.join(known)}"
             )
@@ -128,18 +131,26 @@ class WordFrequency(Prior):
         return super().settings() | {"languages": self.languages and list(self.languages)}
 
     def resolved(self, tokenizer: Any) -> "WordFrequency":
-        """With the languages that are used. Logs them, if they are not just English, or if others are served."""
+        """With the languages that are used. Logs them if there are others than English, and warns of those left out."""
         served = served_languages(tokenizer)
         if self.languages is None:
             if served != ["en"]:
-                log.warning("the word frequencies are those of %d languages: %s", len(served), ", ".join(served))
+                log.info("word frequencies of the %d languages of this tokenizer: %s", len(served), ", ".join(served))
             return replace(self, languages=served)
         if missing := [language for language in served if language not in self.languages]:
             log.warning(
-                "codec.prior.languages=[%s] leaves out %d languages of this tokenizer, whose words will lose most: %s",
+                "codec.prior.languages=[%s] leaves out %d languages of this tokenizer, which lose most: %s",
                 *(",".join(self.languages), len(missing), ", ".join(missing)),
             )
         return self
+
+    def row_weights(self, frequencies: Float64[Tensor, " V"]) -> Float32[Tensor, " V"]:
+        """As for any prior; the floor of a mixture is the one of a single language in its share of the text.
+
+        Else most words of many languages would lie below the floor (measured: experiments/2026-11-29-languages).
+        """
+        prior = Prior(self.exponent, self.floor / len(self.languages or ("en",)))
+        return prior.row_weights(frequencies)
 
     def counts(self, tokenizer: Any, rows: int) -> Float64[Tensor, " rows"]:
         return _word_counts(tokenizer, rows, self.languages or served_languages(tokenizer))
@@ -203,8 +214,9 @@ def _word_counts(tokenizer: Any, rows: int, languages: Sequence[str]) -> Float64
     space = " " if spaced <= plain else ""
     for language in languages:
         words = list(islice(frequent_words(language), WORDS if len(languages) == 1 else MIXED_WORDS))
-        lower = [(space + word, share * (1 - CAPITALISED)) for word, share in words]
-        capitalised = [(space + word.capitalize(), share * CAPITALISED) for word, share in words]
+        before = "" if language in UNSPACED else space
+        lower = [(before + word, share * (1 - CAPITALISED)) for word, share in words]
+        capitalised = [(before + word.capitalize(), share * CAPITALISED) for word, share in words]
         counts += _count(tokenizer, rows, lower + capitalised, special=False) / len(languages)
     marks = MARKS | dict.fromkeys(OTHER_MARKS, OTHER_MARK)
     per_word = {mark: rate / 1000 for mark, rate in marks.items()}

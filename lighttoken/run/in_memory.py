@@ -8,7 +8,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lighttoken.backbone.checkpoint import METHOD
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.replace import find_embedding
-from lighttoken.backbone.source import LoadedBackbone
+from lighttoken.backbone.source import LoadedBackbone, check_tokenizer
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, check_reach, compress_table, find_codec
 from lighttoken.errors import LighttokenError
@@ -65,14 +65,14 @@ class LighttokenConfig(QuantizationConfigMixin):
         """Plain JSON values, for transformers to print."""
         return vars(self) | {"codec": self.codec.name, "tokenizer": type(self.tokenizer).__name__}
 
-    def prepare(self, source: str) -> None:
-        """Load the tokenizer of a folder or of a checkpoint of the hub."""
+    def prepare(self, source: str, rows: int) -> None:
+        """Load the tokenizer of a folder, or of a checkpoint of the hub, for a table with so many rows."""
         if self.tokenizer is None:
-            try:
-                self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            try:  # transformers makes an almost empty one of a folder that has none
+                self.tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(source), rows, source, padding=False)
             except Exception as error:  # of any type, as in Backbone._call
                 raise LighttokenError(
-                    f"{source} has no tokenizer that can be loaded, and word frequencies need one; pass "
+                    f"{source} has no tokenizer that fits its table of {rows} rows; pass one: "
                     "LighttokenConfig(tokenizer=TOKENIZER)"
                 ) from error
 

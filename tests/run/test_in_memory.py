@@ -75,7 +75,10 @@ def test_a_dense_checkpoint_is_compressed_while_it_loads(make_model, tokenizer):
 def test_without_a_tokenizer_the_line_says_what_to_pass(make_model, tokenizer):
     make_model("bert").save_pretrained("dense")
     config = {"ratio": 2.5, "codec": CODEC, "progress": False}
-    with pytest.raises(LighttokenError, match=r"dense has no tokenizer .* pass LighttokenConfig\(tokenizer=TOKENIZER\)"):
+    with pytest.raises(
+        LighttokenError,
+        match=r"dense has no tokenizer that fits its table of 200 rows; pass one: LighttokenConfig\(tokenizer=TOKENIZER\)",
+    ):
         AutoModel.from_pretrained("dense", quantization_config=LighttokenConfig(**config))
     model = AutoModel.from_pretrained("dense", quantization_config=LighttokenConfig(**config, tokenizer=tokenizer))
     assert type(model.get_input_embeddings()).__name__ == "CompressedEmbedding"
