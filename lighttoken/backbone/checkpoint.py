@@ -23,11 +23,11 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+import lighttoken.backbone.replace as replacing  # not its names: its own import of transformers may load this module
 from lighttoken.artifact.description import check_version, read_json, refusing, shorten
 from lighttoken.artifact.layout import Tensors
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, Tie
-from lighttoken.backbone.replace import find_embedding, replace_embedding
 from lighttoken.backbone.storage import as_integers, buffer_name
 from lighttoken.errors import LighttokenError
 
@@ -114,14 +114,14 @@ class LighttokenQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         if not self.pre_quantized:
-            self.quantization_config.prepare(model.config.name_or_path, find_embedding(model).num_embeddings)
+            self.quantization_config.prepare(model.config.name_or_path, replacing.find_embedding(model).num_embeddings)
             return
         config, empty = self.quantization_config, self.quantization_config.empty_table()
         if checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files):
             # Before transformers makes room for them.
             with refusing("the checkpoint's compressed table is damaged"):
                 _find_stored([Path(file) for file in checkpoint_files], empty.tensors)
-        shared = replace_embedding(model, empty, config.tie)
+        shared = replacing.replace_embedding(model, empty, config.tie)
         if config.tie == "compressed" and model.get_output_embeddings() is not None and not shared:
             raise LighttokenError(
                 "the checkpoint's head shares the compressed table, as its tie='compressed' says, and "
