@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from lighttoken import load_table
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE
-from lighttoken.backbone.checkpoint import LighttokenConfig, read_checkpoint
+from lighttoken.backbone.checkpoint import StoredConfig, read_checkpoint
 from lighttoken.backbone.storage import buffer_name
 
 PREFIX = "embeddings.word_embeddings."
@@ -65,7 +65,7 @@ class Files:
                 for name, (dtype, shape) in described["tensors"].items():
                     tensor = stored[PREFIX + ("weight" if name == "codes" else buffer_name(name))]
                     tensors[name] = tensor.view(getattr(torch, dtype)).view(shape)
-                described["sha256"] = LighttokenConfig.digest(types.SimpleNamespace(**rest), tensors)  # type: ignore
+                described["sha256"] = StoredConfig.digest(types.SimpleNamespace(**rest), tensors)  # type: ignore
             else:
                 content = self.tensors + json.dumps(rest, separators=(",", ":")).encode()
                 described["sha256"] = hashlib.sha256(content).hexdigest()

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from lighttoken.codec.quality import compress_to_quality
     from lighttoken.errors import LighttokenError
     from lighttoken.run.importance import measure_importance
-    from lighttoken.run.in_memory import compress_model
+    from lighttoken.run.in_memory import LighttokenConfig, compress_model
 
 __all__ = [
     "CompressedEmbedding",
     "CompressedTable",
+    "LighttokenConfig",
     "LighttokenError",
     "compress_model",
     "compress_table",
@@ -34,6 +35,7 @@ __all__ = [
 _HOMES = {
     "CompressedEmbedding": "lighttoken.backbone.embedding",
     "CompressedTable": "lighttoken.artifact.table",
+    "LighttokenConfig": "lighttoken.run.in_memory",
     "LighttokenError": "lighttoken.errors",
     "compress_model": "lighttoken.run.in_memory",
     "compress_table": "lighttoken.codec",

@@ -47,6 +47,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of processes that a test starts
+    monkeypatch.setattr("lighttoken.codec.languages.WORDS", 200)  # the detection of languages takes seconds otherwise
     torch.manual_seed(0)
 
 

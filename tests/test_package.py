@@ -75,3 +75,8 @@ def test_a_wheel_holds_the_configs_and_works_from_any_folder(tmp_path):
     assert "name: rotten_tomatoes" in shown.stdout
     where = python("-c", "import lighttoken; print(lighttoken.__file__)", cwd="/", env=environment).stdout
     assert where.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["LighttokenConfig", "measure_importance", "swap_embedding"])
+def test_a_name_can_be_the_first_that_loads_transformers(name):
+    assert python("-c", f"from lighttoken import {name}").returncode == 0

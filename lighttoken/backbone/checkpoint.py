@@ -23,11 +23,11 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+import lighttoken.backbone.replace as replacing  # not its names: its own import of transformers may load this module
 from lighttoken.artifact.description import check_version, read_json, refusing, shorten
 from lighttoken.artifact.layout import Tensors
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, Tie
-from lighttoken.backbone.replace import replace_embedding
 from lighttoken.backbone.storage import as_integers, buffer_name
 from lighttoken.errors import LighttokenError
 
@@ -41,7 +41,7 @@ _NAMES = {torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8"}  # in safeten
 
 
 @register_quantization_config(METHOD)
-class LighttokenConfig(QuantizationConfigMixin):
+class StoredConfig(QuantizationConfigMixin):
     """The description of an artifact, the types and shapes of its tensors, and the head's policy; plain JSON values.
 
     `sha256` is the hash of the description and of the tensors' content.
@@ -62,7 +62,7 @@ class LighttokenConfig(QuantizationConfigMixin):
             setattr(self, key, value)
 
     @classmethod
-    def of(cls, compressed: CompressedTable, tie: Tie) -> "LighttokenConfig":
+    def of(cls, compressed: CompressedTable, tie: Tie) -> "StoredConfig":
         """The config of a compressed table."""
         types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in compressed.tensors.items()}
         tensors = {name: [types[name], list(tensor.shape)] for name, tensor in compressed.tensors.items()}
@@ -107,19 +107,21 @@ class LighttokenConfig(QuantizationConfigMixin):
 class LighttokenQuantizer(HfQuantizer):
     """Puts the compressed embedding in before the weights are loaded, and makes what follows from them after."""
 
-    requires_calibration = True  # a dense checkpoint is compressed by `lighttoken.compress`, not while it is loaded
-    quantization_config: LighttokenConfig
+    quantization_config: Any  # a StoredConfig; of a dense checkpoint, the `lighttoken.LighttokenConfig` of the caller
     rest: Mapping[str, Tensor] = MappingProxyType({})  # tensors of the original checkpoint that the model's class lacks
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
+        if not self.pre_quantized:
+            self.quantization_config.prepare(model.config.name_or_path, replacing.find_embedding(model).num_embeddings)
+            return
         config, empty = self.quantization_config, self.quantization_config.empty_table()
         if checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files):
             # Before transformers makes room for them.
             with refusing("the checkpoint's compressed table is damaged"):
                 _find_stored([Path(file) for file in checkpoint_files], empty.tensors)
-        shared = replace_embedding(model, empty, config.tie)
+        shared = replacing.replace_embedding(model, empty, config.tie)
         if config.tie == "compressed" and model.get_output_embeddings() is not None and not shared:
             raise LighttokenError(
                 "the checkpoint's head shares the compressed table, as its tie='compressed' says, and "
@@ -128,13 +130,19 @@ class LighttokenQuantizer(HfQuantizer):
         self._remember(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if not self.pre_quantized:
+            config = self.quantization_config
+            self.remove_quantization_config(model)
+            model = config.compress(model)  # which gives the model a quantizer of its own
+            model.is_quantized = False  # type: ignore[assignment]
+            return model
         embedding = _find(model)[1]
         if not embedding.codes.is_meta:  # where it is offloaded, it is read when it is needed
             with refusing("the checkpoint's compressed table is damaged"):
                 compressed = embedding.compressed_table()
             self.quantization_config.check(compressed)
             # An earlier format is written as the current one when the model is saved again.
-            self.quantization_config = LighttokenConfig.of(compressed, self.quantization_config.tie)
+            self.quantization_config = StoredConfig.of(compressed, self.quantization_config.tie)
             model.config.quantization_config = self.quantization_config
         embedding.prepare()
         # Else .half() and .float() are refused, which do not reach the stored tensors.
@@ -145,6 +153,8 @@ class LighttokenQuantizer(HfQuantizer):
         self._name = _find(model)[0].rpartition(".")[2]  # checkpoints of the body and of its heads differ before it
 
     def get_weight_conversions(self) -> list[WeightRenaming]:
+        if not self.pre_quantized:
+            return []
         return [WeightRenaming(f"{self._name}.weight", f"{self._name}.codes")]
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -177,7 +187,7 @@ class LighttokenQuantizer(HfQuantizer):
 
 def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> None:
     """Make `save_pretrained` write a model whose embedding was swapped as a checkpoint that loads again."""
-    quantizer = LighttokenQuantizer(LighttokenConfig.of(compressed, tie), pre_quantized=True)
+    quantizer = LighttokenQuantizer(StoredConfig.of(compressed, tie), pre_quantized=True)
     quantizer._remember(model)
     attributes: Any = model  # that from_pretrained sets
     attributes.hf_quantizer, attributes.quantization_method = quantizer, METHOD
@@ -191,7 +201,7 @@ def read_checkpoint(directory: Path) -> CompressedTable:
         description = read_json(directory / "config.json").get("quantization_config")
         if not isinstance(description, dict) or description.get("quant_method") != METHOD:
             raise LighttokenError(f"{directory} has no compressed table; compress it with lighttoken.compress")
-        config = LighttokenConfig(**description)
+        config = StoredConfig(**description)
         empty = config.empty_table()
         stored = _find_stored(sorted(directory.glob("*.safetensors")), empty.tensors)
         tensors = {name: shard.get_tensor(path) for name, (shard, path) in stored.items()}

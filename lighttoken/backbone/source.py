@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -40,7 +41,8 @@ OF_EARLIER_CHECKPOINTS = (METADATA_FILE, TENSORS_FILE, "model.safetensors*", "mo
 class Backbone:
     """A pretrained model by its source: a directory, else a hub id, else files inside an installed package.
 
-    `package` reads `module/folder`; `pip` is the line that installs it.
+    `package` reads `module/folder`; `pip` is the line that installs it. `gguf_file` names a GGUF file in the directory
+    or in the repository of the hub: transformers reads config, tokenizer and weights from it, dequantized.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Backbone:
     package: str | None = None
     pip: str | None = None
     revision: str | None = None
+    gguf_file: str | None = None
 
     @property
     def label(self) -> str:
@@ -56,9 +59,11 @@ class Backbone:
         return Path(self.path).resolve().name if self.path else (self.hub_id or self.name).rpartition("/")[2]
 
     def source(self) -> str:
-        """The argument of `from_pretrained`. Raises LighttokenError if the directory or the package is not there."""
+        """The argument of `from_pretrained`. Raises LighttokenError if the directory or a package is not there."""
+        if self.gguf_file:
+            self._check_gguf()
         if self.path:
-            if not (Path(self.path) / "config.json").is_file():
+            if not self.gguf_file and not (Path(self.path) / "config.json").is_file():
                 raise LighttokenError(
                     f"model.path={self.path} is not a transformers checkpoint: no config.json there; give the "
                     "directory that save_pretrained wrote, or model.hub_id=ID for a checkpoint of the hub"
@@ -73,6 +78,21 @@ class Backbone:
                 raise LighttokenError(f"model={self.name} needs the package {module}; run {self.pip}")
             return str(Path(spec.origin).parent / folder)
         raise LighttokenError(f"model={self.name} has no source; set model.path=DIR to a checkpoint on disk")
+
+    def _check_gguf(self) -> None:
+        """Raise LighttokenError if the GGUF file, or a package that reads it, is not there."""
+        if not (self.path or self.hub_id):
+            raise LighttokenError(
+                f"model.gguf_file={self.gguf_file} is in no folder; set model.path=DIR, or model.hub_id=ID"
+            )
+        if self.path and not (Path(self.path) / str(self.gguf_file)).is_file():
+            raise LighttokenError(
+                f"model.gguf_file={self.gguf_file} is no file in model.path={self.path}; name a GGUF file there"
+            )
+        if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+            raise LighttokenError(
+                f"model.gguf_file={self.gguf_file} needs the package {missing[0]}; run pip install 'lighttoken[gguf]'"
+            )
 
     def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
         """The model's own tokenizer. Raises LighttokenError if the table has no row for some of its ids.
@@ -124,7 +144,7 @@ class Backbone:
         replaced as a whole, or not at all after an error. Returns the bytes of the weights before and after. Raises
         LighttokenError if the folder cannot be written.
         """
-        names = self._load(AutoConfig).architectures or ["AutoModel"]
+        names = self._load(AutoConfig).architectures or ["AutoModelForCausalLM" if self.gguf_file else "AutoModel"]
         if not hasattr(transformers, names[0]):
             raise LighttokenError(
                 f"transformers has no {names[0]}, which model={self.label} says it is; correct config.json"
@@ -172,7 +192,11 @@ class Backbone:
 
     def _load(self, auto_class: Any, **kwargs: Any) -> Any:
         # Without trust_remote_code, transformers would ask a question on the terminal, and wait.
-        settings = {"revision": self.revision or "main", "trust_remote_code": False}
+        settings: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": False}
+        if self.gguf_file:
+            settings["gguf_file"] = self.gguf_file
+            if auto_class not in (AutoConfig, AutoTokenizer):  # weights as they are computed with, not packed
+                settings["quantization_config"] = GgufConfig(dequantize=True)
         return self._call(auto_class.from_pretrained, self.source(), **settings, **kwargs)
 
     def _call(self, load: Any, source: str, **kwargs: Any) -> Any:

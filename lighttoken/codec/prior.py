@@ -1,9 +1,11 @@
 """Priors: how often each token occurs in text, and the row weights that follow from it."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +13,10 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from lighttoken.codec.languages import frequent_words, known_languages, served_languages
 from lighttoken.errors import LighttokenError
+
+log = logging.getLogger(__name__)
 
 # Marks per 1,000 words of English prose, a count over 723,000 words (Wikipedia, "English punctuation"): word lists
 # have none. Marks that it does not list get the rate of the semicolon.
@@ -20,7 +25,9 @@ OTHER_MARKS = "()/$%&*@#+=[]"
 OTHER_MARK = 3.2
 WORDS_PER_TEXT = 20  # a special token that encloses every text occurs once in so many words
 CAPITALISED = 0.1  # share of words written with a capital letter
-WORDS = 100_000  # looked up in each language; all others are less than 2 % of text
+WORDS = 100_000  # looked up of one language; all others are less than 2 % of text
+MIXED_WORDS = 20_000  # of one of several languages; rarer ones are below the floor
+UNSPACED = ("ja", "zh")  # written without spaces
 BATCH = 10_000
 FORMATS = {".txt": "text", ".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 
@@ -47,6 +54,10 @@ class Prior:
     def settings(self) -> dict[str, Any]:
         """The inputs of the prior, as plain JSON values."""
         return {"prior": self.name, "exponent": self.exponent, "floor": self.floor}
+
+    def resolved(self, tokenizer: Any) -> "Prior":
+        """This prior with the settings that follow from the tokenizer."""
+        return self
 
     def frequencies(self, tokenizer: Any, rows: int) -> Float64[Tensor, " rows"]:
         """Share of each token in running text, of sum 1, for a transformers tokenizer.
@@ -96,16 +107,53 @@ class Zipf(Prior):
 
 @dataclass(frozen=True)
 class WordFrequency(Prior):
-    """Word frequencies of languages (wordfreq, Speer 2022), each word through the model's own tokenizer."""
+    """Word frequencies of languages (wordfreq, Speer 2022), each word through the model's own tokenizer.
+
+    Without `languages`, those that the tokenizer's vocabulary serves (`served_languages`).
+    """
 
     name: ClassVar[str] = "wordfreq"
-    languages: Sequence[str] = ("en",)
+    languages: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.languages is None:
+            return
+        if not self.languages:
+            raise LighttokenError("prior.languages is empty; set codec.prior.languages=[en], or null to detect them")
+        known = known_languages()
+        if unknown := [language for language in self.languages if language not in known]:
+            raise LighttokenError(
+                f"there are no word frequencies of language {unknown[0]!r}; choose among {', '.join(known)}"
+            )
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"languages": list(self.languages)}
+        return super().settings() | {"languages": self.languages and list(self.languages)}
+
+    def resolved(self, tokenizer: Any) -> "WordFrequency":
+        """With the languages that are used. Logs them if there are others than English, and warns of those left out."""
+        served = served_languages(tokenizer)
+        if self.languages is None:
+            if served != ["en"]:
+                log.info("word frequencies of the %d languages of this tokenizer: %s", len(served), ", ".join(served))
+            return replace(self, languages=served)
+        if missing := [language for language in served if language not in self.languages]:
+            log.warning(
+                "codec.prior.languages=[%s] leaves out %d languages of this tokenizer, which lose most: %s",
+                *(",".join(self.languages), len(missing), ", ".join(missing)),
+            )
+        return self
+
+    def row_weights(self, frequencies: Float64[Tensor, " V"]) -> Float32[Tensor, " V"]:
+        """As for any prior; the floor of a mixture is the one of a single language in its share of the text.
+
+        Else most words of many languages would lie below the floor (measured: experiments/2026-11-29-languages).
+        """
+        prior = Prior(self.exponent, self.floor / len(self.languages or ("en",)))
+        return prior.row_weights(frequencies)
 
     def counts(self, tokenizer: Any, rows: int) -> Float64[Tensor, " rows"]:
-        return _word_counts(tokenizer, rows, self.languages)
+        return _word_counts(tokenizer, rows, self.languages or served_languages(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -159,22 +207,16 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _word_counts(tokenizer: Any, rows: int, languages: Sequence[str]) -> Float64[Tensor, " rows"]:
-    """Expected count of each token per word of text."""
-    import wordfreq
-
-    known = wordfreq.available_languages("best")
+    """Expected count of each token per word of text; of several languages, the mean."""
     counts = torch.zeros(rows, dtype=torch.float64)
     # A word mostly follows a space. Byte-level tokenizers make it part of the word's token; others add it themselves.
     plain, spaced = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("the", " the"))
     space = " " if spaced <= plain else ""
     for language in languages:
-        if language not in known:
-            raise LighttokenError(
-                f"there are no word frequencies of language {language!r}; choose among {', '.join(sorted(known))}"
-            )
-        words = [(word, wordfreq.word_frequency(word, language)) for word in wordfreq.top_n_list(language, WORDS)]
-        lower = [(space + word, share * (1 - CAPITALISED)) for word, share in words]
-        capitalised = [(space + word.capitalize(), share * CAPITALISED) for word, share in words]
+        words = list(islice(frequent_words(language), WORDS if len(languages) == 1 else MIXED_WORDS))
+        before = "" if language in UNSPACED else space
+        lower = [(before + word, share * (1 - CAPITALISED)) for word, share in words]
+        capitalised = [(before + word.capitalize(), share * CAPITALISED) for word, share in words]
         counts += _count(tokenizer, rows, lower + capitalised, special=False) / len(languages)
     marks = MARKS | dict.fromkeys(OTHER_MARKS, OTHER_MARK)
     per_word = {mark: rate / 1000 for mark, rate in marks.items()}

@@ -33,6 +33,7 @@ def measure_importance(
     prior = codec.prior if isinstance(codec, WeightedCodec) else Uniform()
     measures_metric = isinstance(codec, MetricCodec) and codec.error_metric == "backbone"
     tokenizer = backbone.tokenizer(padding=False) if prior.reads_tokenizer or measures_metric else None
+    prior = prior.resolved(tokenizer)
     frequencies = prior.frequencies(tokenizer, rows)
     weights = prior.row_weights(frequencies)
 
@@ -60,4 +61,4 @@ def measure_importance(
             progress=progress,
         )
         error_metric = parts.get("error_metric", lambda: {"error_metric": measure()})["error_metric"]
-    return Importance(weights, error_metric, codec.importance_settings())
+    return Importance(weights, error_metric, codec.importance_settings() | prior.settings())

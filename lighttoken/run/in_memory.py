@@ -1,12 +1,17 @@
-"""Compression of a model that is in memory, as `python -m lighttoken.compress` does it for a checkpoint."""
+"""Compression of a model that is in memory or being loaded, as `python -m lighttoken.compress` does a checkpoint's."""
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lighttoken.backbone.checkpoint import METHOD
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.replace import find_embedding
-from lighttoken.backbone.source import LoadedBackbone
+from lighttoken.backbone.source import LoadedBackbone, check_tokenizer
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, check_reach, compress_table, find_codec
+from lighttoken.errors import LighttokenError
 from lighttoken.run.importance import measure_importance
 
 
@@ -32,3 +37,46 @@ def compress_model(
     importance = measure_importance(LoadedBackbone(model, tokenizer), codec, len(table), seed, progress)
     compressed = compress_table(table, codec, ratio, importance=importance, seed=seed, progress=progress)
     return swap_embedding(model, compressed, tie)
+
+
+class LighttokenConfig(QuantizationConfigMixin):
+    """`from_pretrained(FOLDER, quantization_config=LighttokenConfig(ratio=25))` compresses the table while it loads.
+
+    The table is that of `compress_model`, with the tokenizer of the same folder unless there is another one.
+    `save_pretrained` then writes a compressed checkpoint. For the settings see `compress_model`. Raises LighttokenError
+    as that does, and, before the weights are read, if the tokenizer cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 25.0,
+        codec: str | Codec = "lighttoken",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tie: Tie = "compressed",
+        seed: int = 0,
+        progress: bool = True,
+    ):
+        self.quant_method: Any = METHOD
+        self.ratio, self.codec, self.tokenizer = ratio, find_codec(codec), tokenizer
+        self.tie: Tie = tie
+        self.seed, self.progress = seed, progress
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for transformers to print."""
+        return vars(self) | {"codec": self.codec.name, "tokenizer": type(self.tokenizer).__name__}
+
+    def prepare(self, source: str, rows: int) -> None:
+        """Load the tokenizer of a folder, or of a checkpoint of the hub, for a table with so many rows."""
+        if self.tokenizer is None:
+            try:  # transformers makes an almost empty one of a folder that has none
+                self.tokenizer = check_tokenizer(AutoTokenizer.from_pretrained(source), rows, source, padding=False)
+            except Exception as error:  # of any type, as in Backbone._call
+                raise LighttokenError(
+                    f"{source} has no tokenizer that fits its table of {rows} rows; pass one: "
+                    "LighttokenConfig(tokenizer=TOKENIZER)"
+                ) from error
+
+    def compress(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Compress the table of the model, whose weights are loaded, in place; returns the model."""
+        assert self.tokenizer is not None
+        return compress_model(model, self.tokenizer, self.ratio, self.codec, self.tie, self.seed, self.progress)

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.artifact.table import FORMAT_VERSION
-from lighttoken.backbone.checkpoint import LighttokenConfig, read_checkpoint
+from lighttoken.backbone.checkpoint import StoredConfig, read_checkpoint
 from lighttoken.backbone.embedding import CompressedHead, set_trainable
 from lighttoken.codec.lighttoken.method import LightToken
 
@@ -233,7 +233,7 @@ def test_stored_tensors_that_do_not_fit_are_refused_by_both_readers(tmp_path, da
 def fit_hash(folder, tensors):
     """Give a checkpoint of the sample the hash that its tensors should have."""
     config = json.loads((folder / "config.json").read_text())
-    description = LighttokenConfig(**config["quantization_config"])
+    description = StoredConfig(**config["quantization_config"])
     own = {name.rpartition("word_embeddings.")[2]: tensor for name, tensor in tensors.items()}
     stored = {
         name: own["weight" if name == "codes" else name.replace(".", "_")].view(getattr(torch, dtype)).view(shape)

@@ -1,19 +1,25 @@
 import copy
+import importlib.util
 import json
 import os
 import socket
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BartConfig,
     BertConfig,
     GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
     OPTConfig,
 )
 from transformers.models.bart.modeling_bart import BartEncoder
@@ -282,3 +288,70 @@ def test_the_links_of_the_hub_s_cache_are_followed(tmp_path):
     (snapshot / "1_Pooling/config.json").symlink_to("../../../blobs/2")
     copy_rest(snapshot, copy)
     assert (copy / "1_Pooling/config.json").read_text() == "{}"
+
+
+@pytest.fixture
+def llama_file(tmp_path):
+    """A folder with a tiny Llama in GGUF, float32, tied; returns the folder and the table."""
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = ["<|endoftext|>", *letters, "\u0120", "th", "the", "\u0120the"]
+    tokens += [f"token{i}" for i in range(200 - len(tokens))]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokens), **sizes, max_position_embeddings=64, tie_word_embeddings=True)
+    )
+    (folder := tmp_path / "llama").mkdir()
+    writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(32)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["t h", "th e", "\u0120 the"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+    for name, tensor in model.named_parameters():
+        writer.add_tensor(names.get_name(name, (".weight",)), tensor.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder, model.get_input_embeddings().weight.detach()
+
+
+def test_a_gguf_file_gives_table_tokenizer_encoder_and_checkpoint(llama_file, tmp_path):
+    folder, table = llama_file
+    backbone = Backbone("llama", path=str(folder), gguf_file="tiny.gguf")
+    assert torch.equal(backbone.table(), table)
+    assert backbone.tokenizer(padding=False).tokenize("the the") == ["the", "\u0120the"]
+    assert backbone.encoder()(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 32)
+    compressed = compress_table(table, "svd", 1.5, progress=False)
+    backbone.save_checkpoint(compressed, tmp_path / "out", "compressed")
+    assert not list((tmp_path / "out").glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.get_input_embeddings().weight, compressed.decode())
+    dense = AutoModelForCausalLM.from_pretrained(folder, gguf_file="tiny.gguf")
+    with torch.no_grad():
+        dense.get_input_embeddings().weight.copy_(compressed.decode())
+    ids = torch.tensor([[1, 97, 98]])
+    torch.testing.assert_close(model(ids).logits, dense(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("the the") == ["the", "\u0120the"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing", "message"),
+    [
+        ({"path": "."}, None, "model.gguf_file=a.gguf is no file in model.path=.; name a GGUF file there"),
+        ({}, None, "model.gguf_file=a.gguf is in no folder; set model.path=DIR, or model.hub_id=ID"),
+        ({"hub_id": "a/b"}, "gguf", r"needs the package gguf; run pip install 'lighttoken\[gguf\]'"),
+    ],
+)
+def test_a_gguf_file_or_package_that_is_not_there_is_named(settings, missing, message, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else found(name))
+    with pytest.raises(LighttokenError, match=message):
+        Backbone("x", gguf_file="a.gguf", **settings).source()

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM
 
-from lighttoken import LighttokenError, compress_model, compress_table, load_table
+from lighttoken import LighttokenConfig, LighttokenError, compress_model, compress_table, load_table
 from lighttoken.codec.lighttoken.method import LightToken
 
 CODEC = LightToken(state_bits=6, tiers=2, decoder_precision="int8", error_metric_sequences=16)
@@ -53,3 +53,32 @@ def test_a_ratio_out_of_reach_is_refused_before_the_error_metric_is_measured(com
     code, _, err = command("compress", *arguments, "output=table")
     assert code == 2
     assert "ratio 1000 cannot be met" in err
+
+
+def test_a_dense_checkpoint_is_compressed_while_it_loads(make_model, tokenizer):
+    make_model("bert", AutoModelForMaskedLM).save_pretrained("dense")
+    tokenizer.save_pretrained("dense")
+    expected = compress_model(AutoModelForMaskedLM.from_pretrained("dense"), tokenizer, 2.5, CODEC, progress=False)
+    config = LighttokenConfig(ratio=2.5, codec=CODEC, progress=False)
+    model = AutoModelForMaskedLM.from_pretrained("dense", quantization_config=config)
+    model.save_pretrained("compressed")
+    again = AutoModelForMaskedLM.from_pretrained("compressed")
+    for made in (model, again):
+        for name, tensor in made.state_dict().items():
+            assert torch.equal(tensor, expected.state_dict()[name]), name
+    ids = torch.tensor([[2, 5, 6, 3]])
+    assert torch.equal(again(ids).logits, expected(ids).logits)
+    with pytest.raises(ValueError, match="quantized with StoredConfig but you are passing a LighttokenConfig"):
+        AutoModelForMaskedLM.from_pretrained("compressed", quantization_config=config)
+
+
+def test_without_a_tokenizer_the_line_says_what_to_pass(make_model, tokenizer):
+    make_model("bert").save_pretrained("dense")
+    config = {"ratio": 2.5, "codec": CODEC, "progress": False}
+    with pytest.raises(
+        LighttokenError,
+        match=r"dense has no tokenizer that fits its table of 200 rows; pass one: LighttokenConfig\(tokenizer=T",
+    ):
+        AutoModel.from_pretrained("dense", quantization_config=LighttokenConfig(**config))
+    model = AutoModel.from_pretrained("dense", quantization_config=LighttokenConfig(**config, tokenizer=tokenizer))
+    assert type(model.get_input_embeddings()).__name__ == "CompressedEmbedding"
