@@ -40,6 +40,27 @@ def copy_rest(source: Path, target: Path) -> None:
             shutil.copyfile(file, copy)
 
 
+def read_pooling(source: Path) -> str | None:
+    """The pooling that a folder's `modules.json` (sentence-transformers) names, as `mean` or `cls`.
+
+    None for a folder without one. Raises LighttokenError if more than a pooling and a normalisation follows the model.
+    """
+    if not (source / "modules.json").is_file():
+        return None
+    modules = {str(entry["type"]).rpartition(".")[2]: entry for entry in json.loads((source / "modules.json").read_bytes())}
+    if others := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"}):
+        raise LighttokenError(
+            f"{source} puts {others[0]} behind the model (modules.json), which is not supported; set task.pooling=mean to "
+            "score the model without it"
+        )
+    if "Pooling" not in modules:
+        return None
+    settings = json.loads((source / modules["Pooling"]["path"] / "config.json").read_bytes())
+    old = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]  # before version 5
+    mode = settings.get("pooling_mode") or [key.removeprefix("pooling_mode_").removesuffix("_tokens") for key in old]
+    return "+".join([mode] if isinstance(mode, str) else mode).replace("cls_token", "cls")
+
+
 def read_tensors(source: Path, names: Collection[str]) -> dict[str, Tensor]:
     """Tensors of a checkpoint by their stored names. Names that it does not have are left out."""
     tensors: dict[str, Tensor] = {}

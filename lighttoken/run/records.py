@@ -19,7 +19,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from lighttoken.artifact.files import make_directory, write_atomically
@@ -48,6 +49,7 @@ NOT_RECIPE = (
     "skip_done",
     "save_model",
     "distill",  # its teacher is such an uncompressed run
+    "tie",
 )
 LABEL_NAMES = ("label_names", "submit_names")
 # Keys that may differ between two commands that ask for the same run.
@@ -75,6 +77,7 @@ class Record:
     stored_bytes: int | None = None  # the model as it was evaluated
     artifact: str | None = None
     artifact_reused: bool = False
+    tie: str | None = None  # of an output head that shares the table; None for a model without one
     resumed: str | None = None  # checkpoint that fine-tuning continued from
     table: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.measure.measure_table`
     compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
@@ -152,16 +155,24 @@ class Record:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
 
 
-def make_paths_absolute(config: DictConfig) -> None:
-    """Make the paths that a run reads absolute, so that runs from different folders can be compared."""
-    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from"), (config, "distill")):
+def settle(config: DictConfig) -> None:
+    """Bring a config into the form in which runs are compared.
+
+    Paths that a run reads become absolute. What a task without training does not read is taken out.
+    """
+    paths = [(config.task, "data_dir"), (config.task, "file"), (config, "init_from"), (config, "distill")]
+    for node, key in [(config.model, "path"), *paths]:
         if node.get(key):
             node[key] = str(Path(node[key]).expanduser().resolve())
+    if not getattr(get_object(config.task._target_), "trains", True):
+        config.finetune, config.trainer.max_epochs = {}, 0
+        with open_dict(config.task):
+            config.task.pop("batch_size", None)  # of a recipe
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that makes it another run. With codec=none, the ratio does not."""
-    ignored = NOT_ASKED + (("ratio", "schedule") if config["codec"].get("name") == "none" else ())
+    ignored = NOT_ASKED + (("ratio", "schedule", "tie") if config["codec"].get("name") == "none" else ())
     return {key: _comparable(value) for key, value in config.items() if key not in ignored}
 
 
