@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lighttoken.artifact.description import refusing
 from lighttoken.errors import LighttokenError
 
 log = logging.getLogger(__name__)
@@ -41,24 +42,25 @@ def copy_rest(source: Path, target: Path) -> None:
 
 
 def read_pooling(source: Path) -> str | None:
-    """The pooling that a folder's `modules.json` (sentence-transformers) names, as `mean` or `cls`.
+    """The pooling that the modules of sentence-transformers in a folder name, as `mean`, `cls` or `max`; None without.
 
-    None for a folder without one. Raises LighttokenError if more than a pooling and a normalisation follows the model.
+    Raises LighttokenError if more than a pooling and a normalisation follows the model.
     """
     if not (source / "modules.json").is_file():
         return None
-    modules = {str(entry["type"]).rpartition(".")[2]: entry for entry in json.loads((source / "modules.json").read_bytes())}
-    if others := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"}):
+    with refusing(f"{source / 'modules.json'} is damaged"):
+        entries = json.loads((source / "modules.json").read_bytes())
+        paths = {str(entry["type"]).rpartition(".")[2]: str(entry["path"]) for entry in entries}
+        settings = json.loads((source / paths.get("Pooling", "") / "config.json").read_bytes())
+    if others := sorted(paths.keys() - {"Transformer", "Pooling", "Normalize"}):
         raise LighttokenError(
-            f"{source} puts {others[0]} behind the model (modules.json), which is not supported; set task.pooling=mean to "
-            "score the model without it"
+            f"modules.json of {source} has {others[0]} behind the model, which is not supported; set task.pooling=mean "
+            "to score the model without it"
         )
-    if "Pooling" not in modules:
-        return None
-    settings = json.loads((source / modules["Pooling"]["path"] / "config.json").read_bytes())
-    old = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]  # before version 5
-    mode = settings.get("pooling_mode") or [key.removeprefix("pooling_mode_").removesuffix("_tokens") for key in old]
-    return "+".join([mode] if isinstance(mode, str) else mode).replace("cls_token", "cls")
+    # Before version 6 of sentence-transformers, the settings had a boolean for every pooling.
+    active = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
+    old = "+".join(key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in active)
+    return str(settings.get("pooling_mode") or old) or None
 
 
 def read_tensors(source: Path, names: Collection[str]) -> dict[str, Tensor]:

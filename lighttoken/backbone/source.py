@@ -126,7 +126,9 @@ class Backbone:
         """
         config = self._load(AutoConfig)
         if config.is_encoder_decoder:
-            raise LighttokenError(f"model={self.label} is an encoder-decoder; perplexity needs a decoder or a masked model")
+            raise LighttokenError(
+                f"model={self.label} is an encoder-decoder; perplexity needs a decoder or a masked model"
+            )
         auto_class = AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
         model, report = self._load_weights(auto_class)
         if report.new:

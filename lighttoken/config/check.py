@@ -182,9 +182,9 @@ def check_sources(config: DictConfig) -> None:
         resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
     task = config.get("task") or {}
-    if task.get("file") and not Path(task.file).is_file():
-        raise LighttokenError(f"task.file={task.file} is no file; give one that is there")
-    folder = task.get("data_dir")
+    file, folder = task.get("file"), task.get("data_dir")
+    if file and not Path(file).is_file():
+        raise LighttokenError(f"task.file={file} is no file; give one that is there")
     if folder and not Path(folder).is_dir():
         raise LighttokenError(f"task.data_dir={folder} is not a folder; it needs train.parquet, among others")
 

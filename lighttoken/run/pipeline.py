@@ -54,7 +54,7 @@ class Run:
     data: TaskData
     model: PreTrainedModel  # the backbone with the head of the task
     teacher: PreTrainedModel | None  # to learn from
-    original: PreTrainedModel | None  # to compare with, for a task without training; it shares the weights of `model`
+    original: PreTrainedModel  # to compare with: of a task without training, a copy that shares the weights of `model`
     table: torch.Tensor  # (V, d), the original one
 
 
@@ -135,7 +135,7 @@ def load(
         record.hardware["accelerator"] = "none"  # this run leaves an accelerator of the machine unused
     data = load_data(config, backbone)
     model, teacher = load_models(config, data, backbone)
-    original = None if data.trains else shared_copy(model)
+    original = model if data.trains else shared_copy(model)
     table = find_embedding(model).weight.detach()
     record.add_model(model, table)
     return Run(config, record, loggers, backbone, codec, trainer, data, model, teacher, original, table)
@@ -143,8 +143,8 @@ def load(
 
 def load_data(config: DictConfig, backbone: Backbone) -> TaskData:
     """The task's rows, tokenised. Raises LighttokenError for `predict` without rows to answer."""
-    padding = get_class(config.task._target_).pads
-    data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer(padding))
+    task: Any = get_class(config.task._target_)
+    data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer(task.pads))
     data.prepare_data()
     data.setup()
     if config.predict:

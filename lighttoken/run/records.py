@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import platform
 import resource
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -197,21 +195,6 @@ def _comparable(node: Any) -> Any:
     return {
         key: str(value).rpartition(".")[2] if key == "_target_" else _comparable(value) for key, value in kept.items()
     }
-
-
-def retention(scores: list[float], references: list[float]) -> dict[str, float | None]:
-    """The ratio of the means of paired scores, and its standard error (delta method); None for one pair.
-
-    Both are None if the references have a mean of 0.
-    """
-    reference, n = fmean(references), len(scores)
-    if not reference:
-        return {"retention": None, "standard_error": None}
-    ratio = fmean(scores) / reference
-    if n == 1:
-        return {"retention": ratio, "standard_error": None}
-    left = [score - ratio * other for score, other in zip(scores, references, strict=True)]
-    return {"retention": ratio, "standard_error": stdev(left) / (abs(reference) * math.sqrt(n))}
 
 
 def is_reference(record: dict[str, Any]) -> bool:

@@ -69,7 +69,9 @@ class PerplexityData(ZeroShotData):
         model = backbone.language_model()
         self.masked = is_masked(model.config)
         if self.masked and self.tokenizer.mask_token_id is None:
-            raise LighttokenError(f"the tokenizer of model={backbone.label} has no mask token; set it and save it again")
+            raise LighttokenError(
+                f"the tokenizer of model={backbone.label} has no mask token; set it and save it again"
+            )
         return model
 
     def scorer(self, model: PreTrainedModel, original: PreTrainedModel) -> Scorer:
@@ -161,9 +163,11 @@ class PerplexityScorer(Scorer):
         labels = batch.pop("labels")
         scored = labels != NOT_SCORED
         models = [self.model] if self.original is self.model else [self.model, self.original]
-        outputs = [body_output(model, batch) for model in models]
+        outputs: list[Any] = [body_output(model, batch) for model in models]
         states = [output.last_hidden_state[scored] for output in outputs]
-        for part in torch.arange(int(scored.sum())).split(max(1, LOGITS // self.model.config.get_text_config().vocab_size)):
+        for part in torch.arange(int(scored.sum())).split(
+            max(1, LOGITS // self.model.config.get_text_config().vocab_size)
+        ):
             logits = [head_logits(*group) for group in zip(models, outputs, (s[part] for s in states), strict=True)]
             self._score([entry.float().log_softmax(-1) for entry in logits], labels[scored][part])
 

@@ -45,7 +45,7 @@ class SentenceSimilarity(ZeroShotData):
         pooling: Any = self.pooling or backbone.pooling() or "mean"
         if pooling not in get_args(Pooling):
             raise LighttokenError(
-                f"model={backbone.label} has the pooling {pooling!r}; set task.pooling to {' or '.join(get_args(Pooling))}"
+                f"model={backbone.label} has the pooling {pooling!r}; set task.pooling=mean or task.pooling=cls"
             )
         self.pooling = pooling
         return backbone.encoder()

@@ -38,7 +38,7 @@ class ZeroShotData(TaskData):
     ):
         """Rows come from `file` if it is set, else from a split of `hub_id`, a data set on the hub or on disk.
 
-        A .txt or .raw file is one row with one text. A .parquet, .csv, .jsonl or .json file has a column for every text.
+        A .txt or .raw file is one row with one text. A .parquet, .csv, .jsonl or .json file has columns.
         """
         super().__init__(tokenizer, name, text_columns, metrics, **kwargs)
         self.file, self.hub_id, self.hub_config, self.split = file, hub_id, hub_config, split

@@ -53,8 +53,8 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
     pq = rows["pq", "25.0"]
     assert f"| pq | 25 | {float(pq['ratio']):.2f} | {pq['bytes']} | {float(pq['nmse']):.4f} | 1 | 0.7950 |" in lines[7]
     # pq has seed 0 alone, where lighttoken has 0.79.
-    assert "- Above lighttoken at 25x: pq by 0.0050 (n=1)." in lines
-    assert "- Above lighttoken at 103x: none of the others does." in lines
+    assert "- Better than lighttoken at 25x: pq by 0.0050 (n=1)." in lines
+    assert "- Better than lighttoken at 103x: none of the others." in lines
 
 
 def test_without_a_finished_run_there_is_no_table(run_folder):
@@ -68,10 +68,12 @@ def test_a_setting_of_the_codec_is_compared_under_its_own_name(run_folder):
         finetune = {"learning_rate": 5e-5, "weight_decay": 0.01, "trainable": trainable}
         run_folder("mrpc", "lighttoken", 25.0, **scored(score), config={"finetune": finetune})
     write_tables(gather([Path("outputs")]), Path("."))
-    lines = [line for line in Path("scores.md").read_text().splitlines() if line.startswith("- Above")]
-    assert "- Above lighttoken (trainable=frozen) at 25x: lighttoken (trainable=decoder) by 0.1000 (n=1)" in lines[1]
+    lines = [line for line in Path("scores.md").read_text().splitlines() if line.startswith("- Better than")]
+    assert (
+        "- Better than lighttoken (trainable=frozen) at 25x: lighttoken (trainable=decoder) by 0.1000 (n=1)" in lines[1]
+    )
     assert "svd by 0.0500 (n=1)" in lines[1]
-    assert lines[0] == "- Above lighttoken (trainable=decoder) at 25x: none of the others does."
+    assert lines[0] == "- Better than lighttoken (trainable=decoder) at 25x: none of the others."
 
 
 def test_retention_is_against_the_better_reference_on_the_same_seeds(run_folder):

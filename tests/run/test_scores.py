@@ -1,0 +1,13 @@
+import pytest
+
+from lighttoken.run.scores import retention, task_score
+
+
+def test_a_task_with_two_scores_counts_with_their_mean():
+    metrics = {"val/accuracy": 0.8, "val/f1": 0.9, "val/loss": 3.0, "val_mm/accuracy": 0.4, "dev/accuracy": 0.1}
+    assert task_score(metrics) == pytest.approx(0.7)
+
+
+def test_one_pair_has_no_standard_error_and_a_reference_of_zero_no_retention():
+    assert retention([0.4], [0.5]) == {"retention": pytest.approx(0.8), "standard_error": None}
+    assert retention([0.4, 0.2], [0.0, 0.0]) == {"retention": None, "standard_error": None}
