@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lighttoken.dashboard.gather import gather
+from lighttoken.dashboard.charts import PAPER, score_chart
+from lighttoken.dashboard.gather import gather, points
 from lighttoken.dashboard.tables import write_tables
 
 CPU, GPU = {"hardware": {"accelerator": "none"}}, {"hardware": {"accelerator": "NVIDIA H100"}}
@@ -144,3 +145,26 @@ def test_a_distilled_reference_is_compared_with_and_is_no_reference(run_folder):
             "svd (distilled=true)": 0.8,
         }
     )
+
+
+def test_a_lower_perplexity_is_the_better_score_everywhere(run_folder):
+    def perplexity(value: float) -> dict:
+        metrics = {"val/perplexity": value, "val/kl_divergence": 0.5, "val/top1_agreement": 0.9}
+        return {"metrics": metrics, "config": {"finetune": {}}}
+
+    run_folder("perplexity", "none", **perplexity(20.0))
+    for codec, value in (("lighttoken", 25.0), ("pq", 24.0), ("svd", 40.0)):
+        run_folder("perplexity", codec, 25.0, **perplexity(value))
+        run_folder("mrpc", codec, 25.0, **scored(0.5))
+    run_folder("mrpc", "none", **scored(0.5))
+    runs = gather([Path("outputs")])
+    kept = {run.codec: run.retention for run in runs if run.record["task"] == "perplexity"}
+    assert kept == pytest.approx({"none": 1, "lighttoken": 0.8, "pq": 20 / 24, "svd": 0.5})
+    assert {run.label for run in runs} == {"none", "lighttoken", "pq", "svd"}  # no settings of a training in the labels
+    write_tables(runs, Path("."))
+    text = Path("scores.md").read_text()
+    assert "- Better than lighttoken at 25x: pq by 1.0000 (n=1)." in text
+    assert "mean of" not in text
+    (panel,) = [panel for panel in score_chart(points(runs)).panels if "perplexity" in panel.title]
+    assert panel.y_label == "val/perplexity (lower is better)"
+    assert PAPER not in {series.label for series in panel.series}
