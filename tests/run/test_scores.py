@@ -1,6 +1,6 @@
 import pytest
 
-from lighttoken.run.scores import retention, task_score
+from lighttoken.run.scores import lower_is_better, retention, task_score
 
 
 def test_a_task_with_two_scores_counts_with_their_mean():
