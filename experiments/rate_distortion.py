@@ -23,9 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import matplotlib
 import numpy as np
 import torch
+from torchmetrics.regression import SpearmanCorrCoef
 from tqdm import tqdm
 
 from experiments.process import peak_mb, reset_peak_mb, run_alone
@@ -40,6 +42,8 @@ from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.paper.method import LightTokenPaper
 from lighttoken.config.schema import load_backbone
 from lighttoken.errors import LighttokenError
+from lighttoken.run.libraries import quiet_libraries
+from lighttoken.tasks.similarity import SentenceSimilarity
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -139,25 +143,17 @@ def run_point(
     return row | {name: round(float(part.mean()), 4) for name, part in zip(TENTHS, by_frequency, strict=True)}
 
 
-@torch.no_grad()
 def stsb_spearman(backbone: Backbone, rows: torch.Tensor, path: Path) -> float:
-    """Zero-shot: cosine of mean-pooled last hidden states against the similarity of STS-B's validation pairs."""
-    import pandas as pd
-    from torchmetrics.functional import spearman_corrcoef
-
-    frame = pd.read_parquet(path)
-    model, tokenizer = backbone.encoder().eval(), backbone.tokenizer()
-    model.get_input_embeddings().weight.copy_(rows)
-    texts = [*frame.sentence1, *frame.sentence2]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors = torch.empty(len(texts), model.config.hidden_size)
-    for positions in (order[i : i + 64] for i in range(0, len(order), 64)):
-        batch = tokenizer([texts[i] for i in positions], padding=True, truncation=True, return_tensors="pt")
-        mask = batch["attention_mask"].unsqueeze(2)
-        vectors[positions] = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    first, second = vectors.split(len(frame))
-    similarity = torch.cosine_similarity(first, second)
-    return float(spearman_corrcoef(similarity, torch.tensor(frame.label.to_numpy())))
+    """Zero-shot: the score of `task=sts` on STS-B's validation pairs, with these rows as the table."""
+    quiet_libraries(progress=False)
+    columns, metrics = ["sentence1", "sentence2"], {"spearman": SpearmanCorrCoef()}
+    data = SentenceSimilarity(backbone.tokenizer(), "sts", columns, metrics, file=str(path))
+    data.setup()
+    model = data.make_model(backbone)
+    model.get_input_embeddings().weight.data.copy_(rows)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    (scores,) = L.Trainer(accelerator="cpu", **quiet).validate(data.scorer(model, model), data, verbose=False)
+    return scores["val/spearman"]
 
 
 def sst2_accuracy(backbone: Backbone, rows: torch.Tensor, arguments: argparse.Namespace) -> float:

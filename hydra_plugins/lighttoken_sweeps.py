@@ -215,8 +215,8 @@ class OptunaSweeper(Sweeper):
         """Let the study choose trials and report their scores to it; returns the folders of their runs."""
         from optuna.trial import TrialState
 
-        from lighttoken.run.average import task_score
         from lighttoken.run.reading import read_records
+        from lighttoken.run.scores import task_score
 
         # Values of the command line replace those of the config. Sweeps among them are searched, the others fixed.
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]

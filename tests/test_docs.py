@@ -176,12 +176,16 @@ def accepts(compose, name: str, key: str, value: str) -> bool:
     """Whether a command has a key and takes its value. Upper case in the value stands for any text."""
     if not value:
         return Path(config_dir(), key).is_dir() or OmegaConf.select(compose(name=name), key, default=key) != key
-    group = ["codec/prior=corpus"] if key == "codec.prior.file" else []
-    try:
-        compose(*group, f"{key}={value}", name=name)
-    except HydraException:
-        return False
-    return True
+    groups = [["codec/prior=corpus"]] if key == "codec.prior.file" else [[]]
+    if key.startswith("task.") and name == "train":
+        groups += [["task=perplexity"], ["task=sts"]]
+    for group in groups:
+        try:
+            compose(*group, f"{key}={value}", name=name)
+            return True
+        except HydraException:
+            pass
+    return False
 
 
 def test_layout_names_files_that_exist():

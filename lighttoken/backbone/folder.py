@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lighttoken.artifact.description import refusing
 from lighttoken.errors import LighttokenError
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,28 @@ def copy_rest(source: Path, target: Path) -> None:
             copy = target / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+
+
+def read_pooling(source: Path) -> str | None:
+    """The pooling that the modules of sentence-transformers in a folder name, as `mean`, `cls` or `max`; None without.
+
+    Raises LighttokenError if more than a pooling and a normalisation follows the model.
+    """
+    if not (source / "modules.json").is_file():
+        return None
+    with refusing(f"{source / 'modules.json'} is damaged"):
+        entries = json.loads((source / "modules.json").read_bytes())
+        paths = {str(entry["type"]).rpartition(".")[2]: str(entry["path"]) for entry in entries}
+        settings = json.loads((source / paths.get("Pooling", "") / "config.json").read_bytes())
+    if others := sorted(paths.keys() - {"Transformer", "Pooling", "Normalize"}):
+        raise LighttokenError(
+            f"modules.json of {source} has {others[0]} behind the model, which is not supported; set task.pooling=mean "
+            "to score the model without it"
+        )
+    # Before version 6 of sentence-transformers, the settings had a boolean for every pooling.
+    active = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
+    old = "+".join(key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in active)
+    return str(settings.get("pooling_mode") or old) or None
 
 
 def read_tensors(source: Path, names: Collection[str]) -> dict[str, Tensor]:

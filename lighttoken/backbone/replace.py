@@ -39,6 +39,12 @@ def position_count(model: PreTrainedModel) -> int | None:
     return None
 
 
+def shares_table(model: PreTrainedModel) -> bool:
+    """Whether a model has an output head that computes with the rows of its token embedding."""
+    head: Any = model.get_output_embeddings()
+    return head is not None and head.weight is find_embedding(model).weight
+
+
 def replace_embedding(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> bool:
     """Put a compressed embedding in the place of the dense one, on its device and in its precision.
 

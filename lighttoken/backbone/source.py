@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,7 +30,8 @@ from lighttoken.artifact.files import write_folder
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
 from lighttoken.backbone.classes import order_classes
 from lighttoken.backbone.embedding import Tie
-from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_tensors
+from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_pooling, read_tensors
+from lighttoken.backbone.language_model import is_masked
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
@@ -135,6 +138,29 @@ class Backbone:
     def reader(self) -> PreTrainedModel:
         """The model in float32 with a head that points at spans, kept or new as that of `classifier`."""
         return self._load_weights(AutoModelForQuestionAnswering)[0]
+
+    def language_model(self) -> PreTrainedModel:
+        """The model in float32 with the head that predicts tokens: the next one, or masked ones.
+
+        Raises LighttokenError for an encoder-decoder, and if the checkpoint lacks the head.
+        """
+        config = self._load(AutoConfig)
+        if config.is_encoder_decoder:
+            raise LighttokenError(
+                f"model={self.label} is an encoder-decoder; perplexity needs a decoder or a masked model"
+            )
+        auto_class = AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
+        model, report = self._load_weights(auto_class)
+        if report.new:
+            raise LighttokenError(
+                f"the checkpoint of model={self.label} has no head that predicts tokens: it lacks {min(report.new)} of "
+                f"{type(model).__name__}; use a checkpoint that was saved with its head"
+            )
+        return model
+
+    def pooling(self) -> str | None:
+        """How sentence-transformers would pool this checkpoint's hidden states; None if its folder does not say."""
+        return read_pooling(self._folder())
 
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
         """Write the model with the compressed table, and all other files of its checkpoint.

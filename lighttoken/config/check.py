@@ -42,6 +42,7 @@ def check(config: DictConfig) -> None:
         check_keys("", set(map(str, plain)), set(get_type_hints(schema)))
     check_node("", plain)
     if schema is Train:
+        _check_choice("tie", plain["tie"], get_args(Tie))
         _check_precisions(plain)
         _check_callbacks(plain)
         _check_trainer(plain["trainer"])
@@ -180,7 +181,10 @@ def check_sources(config: DictConfig) -> None:
     if isinstance(codec, MetricCodec):
         resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
-    folder = (config.get("task") or {}).get("data_dir")
+    task = config.get("task") or {}
+    file, folder = task.get("file"), task.get("data_dir")
+    if file and not Path(file).is_file():
+        raise LighttokenError(f"task.file={file} is no file; give one that is there")
     if folder and not Path(folder).is_dir():
         raise LighttokenError(f"task.data_dir={folder} is not a folder; it needs train.parquet, among others")
 

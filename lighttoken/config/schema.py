@@ -30,6 +30,7 @@ class Train:
     callbacks: Any = MISSING
     logger: Any = MISSING
     ratio: float = MISSING
+    tie: str = MISSING
     backbone_precision: str = MISSING
     matmul_precision: str = MISSING
     limit_rows: int | None = None

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from lighttoken.dashboard.gather import Point, Run, artifacts, grouped, points
 from lighttoken.dashboard.style import CURVE_COLOURS, INK, legend_position, style
+from lighttoken.run.scores import is_score
 
 T = TypeVar("T")
 PAPER = "stated by the paper, not for this model"
@@ -72,7 +73,7 @@ def score_chart(scored: Sequence[Point]) -> Chart:
         "score",
         "Score against ratio",
         "Mean validation score over seeds, with one standard deviation if there are several seeds. The dashed line is "
-        "the uncompressed model, with the embedding frozen or trained, whichever scores higher. The stars are what "
+        "the uncompressed model, with the embedding frozen or trained, whichever scores better. The stars are what "
         "the paper of LightToken (KDD 2023) states in general: no loss at 25x, a loss of up to 6 % at 103x.",
         [_score_panel(group) for group in grouped(scored, lambda point: point.run.group).values()],
         "No finished run has a score yet.",
@@ -94,18 +95,21 @@ def _score_panel(group: list[Point]) -> Panel:
     ]
     references = [point for point in group if point.run.is_reference]
     if references:
-        best = max(references, key=lambda point: (len(point.runs), point.mean))
+        sign = -1 if group[0].run.lower_is_better else 1
+        best = max(references, key=lambda point: (len(point.runs), sign * point.mean))
         ratios = [point.ratio for point in compressed] + [25.0, 103.0]
         ends, note = [min(ratios) / 1.15, max(ratios) * 1.15], f"{best.run.label}: {_note(best)}"
         series.append(Series("uncompressed", ends, [best.mean] * 2, notes=[note] * 2, **style("none")))
         notes = ["the uncompressed score at 25x", "up to 6 % below the uncompressed score at 103x"]
         stated = [best.mean, 0.94 * best.mean]
-        series.append(Series(PAPER, [25, 103], stated, INK, notes=notes, marker="star-open", width=0))
+        if not best.run.lower_is_better:  # the paper has no perplexity
+            series.append(Series(PAPER, [25, 103], stated, INK, notes=notes, marker="star-open", width=0))
     metrics = {name for point in group for name in point.run.record["metrics"]}
-    names = sorted(name for name in metrics if name.startswith("val") and not name.endswith("/loss"))
+    names = sorted(name for name in metrics if name.startswith("val") and is_score(name))
     seeds = sorted({len(point.scores) for point in group})
     n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
     y_label = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
+    y_label += " (lower is better)" if group[0].run.lower_is_better else ""
     ticks = sorted({round(run.ratio, 1) for point in compressed for run in point.runs if run.ratio}) or [25.0, 103.0]
     title = ", ".join(part for part in (*group[0].run.group, n) if part)
     return Panel(title, "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks)

@@ -14,9 +14,9 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 from zlib import crc32
 
-from lighttoken.run.average import task_score
 from lighttoken.run.reading import LARGEST, MAX_NAME, RECORD_FILE, leave_out, path_text, plain_text, read_records
-from lighttoken.run.records import is_reference, recipe, retention
+from lighttoken.run.records import is_reference, recipe
+from lighttoken.run.scores import lower_is_better, retention, task_score
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -60,6 +60,11 @@ class Run:
         return str(self.record["task"]), self.model, self.recipe
 
     @property
+    def trains(self) -> bool:
+        """Whether the task trains the model, so that settings of the training make a difference."""
+        return bool(self.record["config"].get("finetune"))
+
+    @property
     def is_reference(self) -> bool:
         return is_reference(self.record)
 
@@ -75,6 +80,11 @@ class Run:
         """The mean of the task's validation scores; None for a run that is not finished."""
         score = task_score(self.record["metrics"]) if self.record["status"] == "done" else math.nan
         return score if math.isfinite(score) else None
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether, of two scores of this task, the lower one is better."""
+        return lower_is_better(self.record["metrics"])
 
 
 @dataclass
@@ -117,7 +127,8 @@ class Point:
         pairs = [(score, self.references[seed]) for seed, score in self.by_seed.items() if seed in self.references]
         if not pairs:
             return {"retention": None, "standard_error": None}
-        return retention([score for score, _ in pairs], [reference for _, reference in pairs])
+        scores, references = ([pair[side] for pair in pairs] for side in (0, 1))
+        return retention(scores, references, self.run.lower_is_better)
 
     @property
     def retention_text(self) -> str:
@@ -138,14 +149,15 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
             runs.append(Run(record, path_text(os.path.relpath(directory, common)), _read_curves(directory)))
         except Exception as error:  # whatever is wrong with one run, the others are shown
             leave_out(directory / RECORD_FILE, error, left_out)
-    for run, text in _differences(runs, lambda run: run.codec, _codec_settings):
+    for run, text in _differences(runs, lambda run: (run.codec, run.trains), _codec_settings):
         run.variant = text
     for run, text in _differences(runs, lambda run: (run.record["task"], run.record["model"]), _recipe_settings):
         run.recipe = text
     for point in points(runs):
         for run in point.runs:
             reference = point.references.get(run.record["seed"])
-            run.retention = run.score / reference if run.score is not None and reference else None
+            if run.score is not None and reference is not None:
+                run.retention = retention([run.score], [reference], run.lower_is_better)["retention"]
     return sorted(runs, key=lambda run: str(run.record["started"]), reverse=True)
 
 
@@ -158,13 +170,14 @@ def points(runs: Iterable[Run]) -> list[Point]:
     result = [Point([*settings[key].values()]) for key in sorted(settings)]
     references = grouped((point for point in result if point.run.is_reference), lambda point: point.run.group)
     for point in result:
-        # Of the embedding frozen and trained, the one that shares more seeds, then the one that scores higher on them.
+        # Of the embedding frozen and trained, the one that shares more seeds, then the one that scores better on them.
         shared = [
             {seed: score for seed, score in reference.by_seed.items() if seed in point.by_seed}
             for reference in references.get(point.run.group, [])
         ]
+        sign = -1 if point.run.lower_is_better else 1
         point.references = max(
-            filter(None, shared), key=lambda scores: (len(scores), fmean(scores.values())), default={}
+            filter(None, shared), key=lambda scores: (len(scores), sign * fmean(scores.values())), default={}
         )
     return result
 
@@ -200,7 +213,7 @@ def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
     finetune = config.get("finetune") or {}
     settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
-    return settings | {"distilled": bool(config.get("distill"))}
+    return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
 
 
 def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:

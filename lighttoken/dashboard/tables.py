@@ -48,7 +48,7 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
 
 
 def comparison(group: Iterable[Point]) -> list[str]:
-    """The codecs that score above `lighttoken`, on the seeds that both have: a line per ratio of the configs."""
+    """The codecs that score better than `lighttoken`, on the seeds that both have: a line per ratio of the configs."""
     by_ratio = grouped((point for point in group if point.run.codec != "none"), lambda point: point.run.ratio or 1.0)
     lines = []
     for ratio, rivals in sorted(by_ratio.items()):
@@ -56,20 +56,22 @@ def comparison(group: Iterable[Point]) -> list[str]:
             above = []
             for rival in rivals:
                 gains = [rival.by_seed[seed] - score for seed, score in ours.by_seed.items() if seed in rival.by_seed]
+                gains = [-gain for gain in gains] if ours.run.lower_is_better else gains
                 if gains and fmean(gains) > 0:
                     above.append(f"{rival.run.label} by {fmean(gains):.4f} (n={len(gains)})")
-            names = ", ".join(above) or "none of the others does"
-            lines.append(_no_markup(f"- Above {ours.run.label} at {ratio:g}x: {names}."))
+            names = ", ".join(above) or "none of the others"
+            lines.append(_no_markup(f"- Better than {ours.run.label} at {ratio:g}x: {names}."))
     return lines
 
 
 def task_means(settings: Iterable[Point]) -> list[Row]:
     """A row per codec and ratio of several tasks: the mean score and its retention against the tasks' references.
 
-    `n` is the number of tasks. SQuAD, and seeds without a reference, are left out. The standard error combines those of
-    the tasks, in units of score, as of independent tasks.
+    `n` is the number of tasks. SQuAD, perplexities, and seeds without a reference, are left out. The standard error
+    combines those of the tasks, in units of score, as of independent tasks.
     """
-    averaged = (p for p in settings if p.retention["retention"] is not None and p.run.group[0] != NOT_AVERAGED)
+    scored = (p for p in settings if p.retention["retention"] is not None and not p.run.lower_is_better)
+    averaged = (p for p in scored if p.run.group[0] != NOT_AVERAGED)
     rows = []
     for group in grouped(averaged, lambda point: (point.run.group[1:], point.run.label, point.run.ratio)).values():
         scores = [fmean(point.by_seed[seed] for seed in point.references) for point in group]

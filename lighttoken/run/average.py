@@ -1,7 +1,6 @@
 """The GLUE average of a sweep over tasks."""
 
 import json
-import math
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,20 +10,12 @@ from omegaconf import DictConfig
 
 from lighttoken.artifact.files import write_atomically
 from lighttoken.errors import LighttokenError
+from lighttoken.run.scores import task_score
 from lighttoken.run.screen import print_rows
 from lighttoken.run.sweep import differences, sweep_records
 
 AVERAGE_FILE = "glue_average.json"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-
-
-def task_score(metrics: dict[str, float], rows: str = "val") -> float:
-    """The mean of a task's validation scores, as the GLUE site counts tasks with two scores (Wang et al. 2019).
-
-    With `rows="dev"` the mean over the rows held out of the training split. NaN without any.
-    """
-    scores = [value for name, value in metrics.items() if name.startswith(rows) and not name.endswith("/loss")]
-    return fmean(scores) if scores else math.nan
 
 
 def glue_average(jobs: list[tuple[list[str], dict[str, Any]]]) -> list[dict[str, Any]]:

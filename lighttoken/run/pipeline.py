@@ -1,4 +1,4 @@
-"""A run: load, compress, measure, fine-tune, evaluate, and write the record."""
+"""A run: load, compress, measure, fine-tune if the task trains, evaluate, and write the record."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from lighttoken.artifact.files import make_directory, write_folder
 from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.precision import reduce_precision
-from lighttoken.backbone.replace import find_embedding, position_count
+from lighttoken.backbone.replace import find_embedding, position_count, shares_table
 from lighttoken.backbone.source import Backbone
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, Uncompressed
@@ -30,7 +31,7 @@ from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
-from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, find_reference, make_paths_absolute
+from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, find_reference, settle
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
 from lighttoken.run.trainer import load_best, make_trainer, resume_folder
@@ -52,14 +53,15 @@ class Run:
     trainer: L.Trainer
     data: TaskData
     model: PreTrainedModel  # the backbone with the head of the task
-    teacher: PreTrainedModel | None
+    teacher: PreTrainedModel | None  # to learn from
+    original: PreTrainedModel  # to compare with: of a task without training, a copy that shares the weights of `model`
     table: torch.Tensor  # (V, d), the original one
 
 
 def train(config: DictConfig) -> Record:
     """Compress the table of a backbone, swap it in, fine-tune, evaluate, write the record; print the closing table."""
     quiet_libraries(config.progress)
-    make_paths_absolute(config)
+    settle(config)
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
     record = new_record(config, backbone, codec)
@@ -72,8 +74,11 @@ def train(config: DictConfig) -> Record:
                 compressed = compress(run)
             with record.phase("measure"):  # the table's spectrum and bound, the artifact's errors and bytes
                 measure(run, compressed)
-            with record.phase("finetune"):  # train the model around the compressed table
-                module = fine_tune(run)
+            if run.data.trains:
+                with record.phase("finetune"):  # train the model around the compressed table
+                    module = fine_tune(run)
+            else:  # a zero-shot task scores the model as it is
+                module = scorer(run)
             with record.phase("evaluate"):  # score the model in the precision that it is stored in
                 evaluate(run, module)
             if config.predict:
@@ -130,14 +135,16 @@ def load(
         record.hardware["accelerator"] = "none"  # this run leaves an accelerator of the machine unused
     data = load_data(config, backbone)
     model, teacher = load_models(config, data, backbone)
+    original = model if data.trains else shared_copy(model)
     table = find_embedding(model).weight.detach()
     record.add_model(model, table)
-    return Run(config, record, loggers, backbone, codec, trainer, data, model, teacher, table)
+    return Run(config, record, loggers, backbone, codec, trainer, data, model, teacher, original, table)
 
 
 def load_data(config: DictConfig, backbone: Backbone) -> TaskData:
     """The task's rows, tokenised. Raises LighttokenError for `predict` without rows to answer."""
-    data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer())
+    task: Any = get_class(config.task._target_)
+    data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer(task.pads))
     data.prepare_data()
     data.setup()
     if config.predict:
@@ -158,8 +165,10 @@ def load_models(
     if (limit := position_count(model)) and longest > limit:
         raise LighttokenError(
             f"task={config.task.name} has rows of {longest} tokens and model={backbone.label} takes {limit}; "
-            f"set task.max_length={limit}"
+            f"set task.{data.length_key}={limit}"
         )
+    if config.distill and not data.trains:
+        raise LighttokenError(f"task={config.task.name} trains nothing; leave out distill={config.distill}")
     if config.init_from:
         load_body(model, Path(config.init_from))
     return model, load_teacher(model, Path(config.distill), config.task.name) if config.distill else None
@@ -175,7 +184,8 @@ def compress(run: Run) -> CompressedTable | None:
         artifact = cache.get(run.table, run.backbone, run.codec, config.ratio, config.seed)
         compressed = artifact.compressed
         record.add_artifact(compressed.nbytes, artifact.directory, artifact.reused)
-        swap_embedding(run.model, compressed)
+        record.tie = config.tie if shares_table(run.model) else None
+        swap_embedding(run.model, compressed, config.tie)
     log_sizes(run.loggers, record)
     return compressed
 
@@ -216,14 +226,21 @@ def fine_tune(run: Run) -> L.LightningModule:
     return module
 
 
+def scorer(run: Run) -> L.LightningModule:
+    """The module that scores the model of a task without training, beside the original model."""
+    unchanged = isinstance(run.codec, Uncompressed) and run.config.backbone_precision == "float32"
+    return run.data.scorer(run.model, run.model if unchanged else run.original)
+
+
 def check_finite(scores: Mapping[str, Any], config: DictConfig) -> None:
     """Raise LighttokenError, with the first loss or score that is not finite, if there is one."""
     for name, score in scores.items():
         if not math.isfinite(score):
+            rate = config.finetune.get("learning_rate")
+            cure = f"lower ratio={config.ratio:g}" if rate is None else f"lower finetune.learning_rate={rate}"
             raise LighttokenError(
-                f"{name} is {float(score)} and must be finite; lower finetune.learning_rate="
-                f"{config.finetune.get('learning_rate')}, or change backbone_precision={config.backbone_precision} or "
-                f"trainer.precision={config.trainer.precision}"
+                f"{name} is {float(score)} and must be finite; {cure}, or change "
+                f"backbone_precision={config.backbone_precision} or trainer.precision={config.trainer.precision}"
             )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import platform
 import resource
@@ -15,11 +14,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from lighttoken.artifact.files import make_directory, write_atomically
@@ -48,6 +47,7 @@ NOT_RECIPE = (
     "skip_done",
     "save_model",
     "distill",  # its teacher is such an uncompressed run
+    "tie",
 )
 LABEL_NAMES = ("label_names", "submit_names")
 # Keys that may differ between two commands that ask for the same run.
@@ -75,6 +75,7 @@ class Record:
     stored_bytes: int | None = None  # the model as it was evaluated
     artifact: str | None = None
     artifact_reused: bool = False
+    tie: str | None = None  # of an output head that shares the table; None for a model without one
     resumed: str | None = None  # checkpoint that fine-tuning continued from
     table: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.measure.measure_table`
     compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
@@ -152,16 +153,24 @@ class Record:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 2)
 
 
-def make_paths_absolute(config: DictConfig) -> None:
-    """Make the paths that a run reads absolute, so that runs from different folders can be compared."""
-    for node, key in ((config.model, "path"), (config.task, "data_dir"), (config, "init_from"), (config, "distill")):
+def settle(config: DictConfig) -> None:
+    """Bring a config into the form in which runs are compared.
+
+    Paths that a run reads become absolute. What a task without training does not read is taken out.
+    """
+    paths = [(config.task, "data_dir"), (config.task, "file"), (config, "init_from"), (config, "distill")]
+    for node, key in [(config.model, "path"), *paths]:
         if node.get(key):
             node[key] = str(Path(node[key]).expanduser().resolve())
+    if not getattr(get_object(config.task._target_), "trains", True):
+        config.finetune, config.trainer.max_epochs = {}, 0
+        with open_dict(config.task):
+            config.task.pop("batch_size", None)  # of a recipe
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that makes it another run. With codec=none, the ratio does not."""
-    ignored = NOT_ASKED + (("ratio", "schedule") if config["codec"].get("name") == "none" else ())
+    ignored = NOT_ASKED + (("ratio", "schedule", "tie") if config["codec"].get("name") == "none" else ())
     return {key: _comparable(value) for key, value in config.items() if key not in ignored}
 
 
@@ -186,21 +195,6 @@ def _comparable(node: Any) -> Any:
     return {
         key: str(value).rpartition(".")[2] if key == "_target_" else _comparable(value) for key, value in kept.items()
     }
-
-
-def retention(scores: list[float], references: list[float]) -> dict[str, float | None]:
-    """The ratio of the means of paired scores, and its standard error (delta method); None for one pair.
-
-    Both are None if the references have a mean of 0.
-    """
-    reference, n = fmean(references), len(scores)
-    if not reference:
-        return {"retention": None, "standard_error": None}
-    ratio = fmean(scores) / reference
-    if n == 1:
-        return {"retention": ratio, "standard_error": None}
-    left = [score - ratio * other for score, other in zip(scores, references, strict=True)]
-    return {"retention": ratio, "standard_error": stdev(left) / (abs(reference) * math.sqrt(n))}
 
 
 def is_reference(record: dict[str, Any]) -> bool:

@@ -10,6 +10,9 @@ from lighttoken.artifact.table import CompressedTable
 from lighttoken.run.measure import bytes_by_part
 from lighttoken.run.reading import plain_text
 from lighttoken.run.records import Record, is_reference
+from lighttoken.run.scores import is_score, lower_is_better, retention
+
+HEADS = {"compressed": "tied to the compressed table", "untie": "dense, untied from the table"}
 
 
 def print_closing_table(record: Record, reference: dict[str, Any] | None) -> None:
@@ -18,6 +21,7 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
     precision = record.config["backbone_precision"]
     rows = [
         *_score_rows(record, reference),
+        *([("output head", HEADS[record.tie])] if record.tie else []),
         ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),
         ("table", f"{size(record.table_bytes)} -> {size(record.artifact_bytes)}"),
         ("table's share of the model", f"{table_share} -> {artifact_share}"),
@@ -35,12 +39,11 @@ def _score_rows(record: Record, reference: dict[str, Any] | None) -> list[tuple[
     rows = []
     for name, value in record.metrics.items():
         rows.append((name, f"{value:.4f}"))
-        if reference and not name.endswith("loss") and name in reference["metrics"]:
+        if reference and is_score(name) and name in reference["metrics"]:
             uncompressed = reference["metrics"][name]
-            retention = (
-                f"{value / uncompressed:.4f} of {uncompressed:.4f}" if uncompressed else "the reference scored 0"
-            )
-            rows.append((f"retention of {name}", retention))
+            kept = retention([value], [uncompressed], lower_is_better([name]))["retention"]
+            text = "the reference scored 0" if kept is None else f"{kept:.4f} of {uncompressed:.4f}"
+            rows.append((f"retention of {name}", text))
     if reference is None:
         rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
     return rows

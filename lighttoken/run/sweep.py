@@ -31,7 +31,7 @@ from lighttoken.artifact.files import is_running, make_directory, write_atomical
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import PARENT, raising_interrupted, when_gone
 from lighttoken.run.reading import RECORD_FILE, leave_out, read_json, read_records, reason_of
-from lighttoken.run.records import asked_for, make_paths_absolute
+from lighttoken.run.records import asked_for, settle
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Job:
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """The settings that make a job another run, as they stand in its record."""
     config = config.copy()
-    make_paths_absolute(config)
+    settle(config)
     config.logger = {}  # some of its values exist inside the run only
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return asked_for(plain)

@@ -12,8 +12,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from lighttoken.run.average import task_score
 from lighttoken.run.records import NOT_ASKED, Record
+from lighttoken.run.scores import lower_is_better, retention, task_score
 
 DATA_DIR = "WANDB_DATA_DIR"
 
@@ -146,7 +146,8 @@ def summary(record: Record, reference: dict[str, Any] | None) -> dict[str, Any]:
     score = task_score(record.metrics)
     numbers: dict[str, Any] = {"score": score, "ratio": record.ratio}
     numbers |= {"bytes": record.artifact_bytes, "stored_bytes": record.stored_bytes}
-    if reference and (uncompressed := task_score(reference["metrics"])):
-        numbers["retention"] = score / uncompressed
+    if reference:
+        kept = retention([score], [task_score(reference["metrics"])], lower_is_better(record.metrics))["retention"]
+        numbers |= {} if kept is None else {"retention": kept}
     errors = {key: record.compression[key] for key in ("nmse", "weighted_nmse", "cosine") if key in record.compression}
     return numbers | errors | record.metrics | {f"seconds/{phase}": value for phase, value in record.seconds.items()}

@@ -33,6 +33,9 @@ class TaskData(L.LightningDataModule):
     """
 
     label_columns: Sequence[str] = ("label",)
+    trains = True  # else a run scores the model as it is
+    pads = True  # whether batches need the tokenizer's padding token
+    length_key = "max_length"  # the key of the config that limits the tokens of a row
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class TaskData(L.LightningDataModule):
         logged scores to the name of a split. Raises LighttokenError for a number that is out of range.
         """
         super().__init__()
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, self.length_key: max_length}
         counts = {f"task.{key}": size for key, size in sizes.items()}
         for key, count in (counts | {"task.train_rows": train_rows, "limit_rows": limit_rows}).items():
             if count is not None and count < 1:
@@ -71,6 +74,10 @@ class TaskData(L.LightningDataModule):
 
     def make_model(self, backbone: Backbone) -> PreTrainedModel:
         """The backbone with the head of this task."""
+        raise NotImplementedError
+
+    def scorer(self, model: PreTrainedModel, original: PreTrainedModel) -> L.LightningModule:
+        """The module of a task without training: it scores a model, beside the original one if the two are compared."""
         raise NotImplementedError
 
     def read_splits(self) -> DatasetDict:
@@ -154,7 +161,7 @@ class TaskData(L.LightningDataModule):
 
     def _check(self, raw: DatasetDict) -> None:
         """Raises LighttokenError if a split or a column is missing, or a split is empty."""
-        for split in ("train", *self.validation_splits.values()):
+        for split in (*(["train"] if self.trains else []), *self.validation_splits.values()):
             if split not in raw or len(raw[split]) == 0:
                 sizes = ", ".join(f"{name} ({len(rows)} rows)" for name, rows in raw.items()) or "no split at all"
                 raise LighttokenError(f"task={self.name} has no rows in the split {split!r}; found {sizes}")

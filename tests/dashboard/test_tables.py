@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lighttoken.dashboard.gather import gather
+from lighttoken.dashboard.charts import PAPER, score_chart
+from lighttoken.dashboard.gather import gather, points
 from lighttoken.dashboard.tables import write_tables
 
 CPU, GPU = {"hardware": {"accelerator": "none"}}, {"hardware": {"accelerator": "NVIDIA H100"}}
@@ -53,8 +54,8 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
     pq = rows["pq", "25.0"]
     assert f"| pq | 25 | {float(pq['ratio']):.2f} | {pq['bytes']} | {float(pq['nmse']):.4f} | 1 | 0.7950 |" in lines[7]
     # pq has seed 0 alone, where lighttoken has 0.79.
-    assert "- Above lighttoken at 25x: pq by 0.0050 (n=1)." in lines
-    assert "- Above lighttoken at 103x: none of the others does." in lines
+    assert "- Better than lighttoken at 25x: pq by 0.0050 (n=1)." in lines
+    assert "- Better than lighttoken at 103x: none of the others." in lines
 
 
 def test_without_a_finished_run_there_is_no_table(run_folder):
@@ -68,10 +69,12 @@ def test_a_setting_of_the_codec_is_compared_under_its_own_name(run_folder):
         finetune = {"learning_rate": 5e-5, "weight_decay": 0.01, "trainable": trainable}
         run_folder("mrpc", "lighttoken", 25.0, **scored(score), config={"finetune": finetune})
     write_tables(gather([Path("outputs")]), Path("."))
-    lines = [line for line in Path("scores.md").read_text().splitlines() if line.startswith("- Above")]
-    assert "- Above lighttoken (trainable=frozen) at 25x: lighttoken (trainable=decoder) by 0.1000 (n=1)" in lines[1]
+    lines = [line for line in Path("scores.md").read_text().splitlines() if line.startswith("- Better than")]
+    assert (
+        "- Better than lighttoken (trainable=frozen) at 25x: lighttoken (trainable=decoder) by 0.1000 (n=1)" in lines[1]
+    )
     assert "svd by 0.0500 (n=1)" in lines[1]
-    assert lines[0] == "- Above lighttoken (trainable=decoder) at 25x: none of the others does."
+    assert lines[0] == "- Better than lighttoken (trainable=decoder) at 25x: none of the others."
 
 
 def test_retention_is_against_the_better_reference_on_the_same_seeds(run_folder):
@@ -142,3 +145,26 @@ def test_a_distilled_reference_is_compared_with_and_is_no_reference(run_folder):
             "svd (distilled=true)": 0.8,
         }
     )
+
+
+def test_a_lower_perplexity_is_the_better_score_everywhere(run_folder):
+    def perplexity(value: float) -> dict:
+        metrics = {"val/perplexity": value, "val/kl_divergence": 0.5, "val/top1_agreement": 0.9}
+        return {"metrics": metrics, "config": {"finetune": {}}}
+
+    run_folder("perplexity", "none", **perplexity(20.0))
+    for codec, value in (("lighttoken", 25.0), ("pq", 24.0), ("svd", 40.0)):
+        run_folder("perplexity", codec, 25.0, **perplexity(value))
+        run_folder("mrpc", codec, 25.0, **scored(0.5))
+    run_folder("mrpc", "none", **scored(0.5))
+    runs = gather([Path("outputs")])
+    kept = {run.codec: run.retention for run in runs if run.record["task"] == "perplexity"}
+    assert kept == pytest.approx({"none": 1, "lighttoken": 0.8, "pq": 20 / 24, "svd": 0.5})
+    assert {run.label for run in runs} == {"none", "lighttoken", "pq", "svd"}  # no settings of a training in the labels
+    write_tables(runs, Path("."))
+    text = Path("scores.md").read_text()
+    assert "- Better than lighttoken at 25x: pq by 1.0000 (n=1)." in text
+    assert "mean of" not in text
+    (panel,) = [panel for panel in score_chart(points(runs)).panels if "perplexity" in panel.title]
+    assert panel.y_label == "val/perplexity (lower is better)"
+    assert PAPER not in {series.label for series in panel.series}

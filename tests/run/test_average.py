@@ -1,11 +1,6 @@
 import pytest
 
-from lighttoken.run.average import glue_average, task_score
-
-
-def test_a_task_with_two_scores_counts_with_their_mean():
-    metrics = {"val/accuracy": 0.8, "val/f1": 0.9, "val/loss": 3.0, "val_mm/accuracy": 0.4, "dev/accuracy": 0.1}
-    assert task_score(metrics) == pytest.approx(0.7)
+from lighttoken.run.average import glue_average
 
 
 def test_an_average_is_of_one_model_and_one_setting():

@@ -13,7 +13,7 @@ from torch import nn
 from lighttoken import LighttokenError
 from lighttoken.config.schema import config_dir, register
 from lighttoken.run.reading import RECORD_FILE, read_records
-from lighttoken.run.records import Record, asked_for, find_reference, recipe, retention
+from lighttoken.run.records import Record, asked_for, find_reference, recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples/records"  # made before classes moved to other modules
 
@@ -112,11 +112,6 @@ def test_the_reference_is_the_latest_uncompressed_run_of_the_same_recipe(tmp_pat
     taught = make(tmp_path / "mine", ratio=103, distill="new", finetune={"distill_weight": 0.9})
     assert find_reference(taught, tmp_path) == reference  # the reference learns from none
     assert len(read_records(tmp_path)) == 7
-
-
-def test_one_pair_has_no_standard_error_and_a_reference_of_zero_no_retention():
-    assert retention([0.4], [0.5]) == {"retention": pytest.approx(0.8), "standard_error": None}
-    assert retention([0.4, 0.2], [0.0, 0.0]) == {"retention": None, "standard_error": None}
 
 
 def test_folders_that_vanish_meanwhile_and_records_that_make_no_sense_are_left_out(tmp_path, monkeypatch):
