@@ -26,6 +26,7 @@ CODECS = {  # by name, as in conf/codec
     "lighttoken": "lighttoken.codec.lighttoken.method.LightToken",
     "lighttoken_paper": "lighttoken.codec.paper.method.LightTokenPaper",
     "compositional_codes": "lighttoken.codec.baselines.compositional_codes.CompositionalCodes",
+    "gguf": "lighttoken.codec.baselines.gguf.GGUF",
     "hashing_trick": "lighttoken.codec.baselines.hashing_trick.HashingTrick",
     "lsq": "lighttoken.codec.baselines.lsq.LSQ",
     "near_lossless_binary": "lighttoken.codec.baselines.near_lossless_binary.NearLosslessBinary",
