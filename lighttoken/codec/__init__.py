@@ -80,7 +80,8 @@ def compress_table(
     """
     # 1. Check the inputs.
     codec, table, ratio = find_codec(codec), check_table(table), check_ratio(ratio)
-    if weights is None and importance is None and isinstance(codec, MetricCodec) and ratio > MOST_UNWEIGHTED:
+    asks = isinstance(codec, MetricCodec) and codec.importance_settings() != Codec().importance_settings()
+    if weights is None and importance is None and asks and ratio > MOST_UNWEIGHTED:
         warnings.warn(
             f"at ratio {ratio:g} without an importance the model loses much more than it has to; use "
             "lighttoken.compress_model(model, tokenizer, ratio), or pass importance=lighttoken.measure_importance(...)",

@@ -31,6 +31,7 @@ from lighttoken.codec.interface import Budget, Importance, MetricCodec, Reporter
 from lighttoken.codec.lighttoken.plan import PRECISIONS, Plan, plan_budget
 from lighttoken.codec.lighttoken.viterbi import new_bits, search
 from lighttoken.codec.lowrank import weighted_moments
+from lighttoken.codec.metric_roots import metric_roots
 from lighttoken.codec.prior import Prior, WordFrequency
 from lighttoken.codec.refine import refit_decoder
 from lighttoken.codec.shapes import Fitted, Table
@@ -147,18 +148,6 @@ class LightToken(MetricCodec):
         books = [entries * norms[part] for part, _, entries in steps]
         states = search(targets, books, [k for _, k, _ in steps], self.state_bits)
         return {"states": states.to(torch.int16)}
-
-
-def metric_roots(error_metric: Tensor | None, dim: int) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
-    """Square root of an error metric (d, d) and its inverse, float64 on the CPU.
-
-    Directions that the error metric ignores get a hundredth of its mean, so that they are decoded too.
-    """
-    if error_metric is None:
-        return torch.eye(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
-    values, directions = torch.linalg.eigh(error_metric.cpu().double())
-    values = (values / values.mean()).clamp_min(0.01).sqrt()
-    return directions * values @ directions.T, directions / values @ directions.T
 
 
 def _steps_as_read(
