@@ -18,7 +18,6 @@ Fine-tuned scores are a sweep of the train command, for TASK cola and sst2:
 """
 
 import argparse
-import itertools
 import time
 from dataclasses import replace
 from pathlib import Path

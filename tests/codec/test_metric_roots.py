@@ -13,6 +13,7 @@ from lighttoken.codec.baselines.pq import PQ
 from lighttoken.codec.baselines.rq import RQ
 from lighttoken.codec.baselines.svd import SVD
 from lighttoken.codec.interface import Importance
+from lighttoken.codec.lowrank import truncated_svd, weighted_moments
 from lighttoken.codec.metric_roots import metric_roots
 from lighttoken.codec.paper.method import LightTokenPaper
 
@@ -57,6 +58,28 @@ def test_what_matters_more_is_kept_better(table, importance, name):
 def test_by_default_a_baseline_asks_for_no_importance(name):
     assert type(CODECS[name])().importance_settings() == {"prior": "uniform", "error_metric": "euclidean"}
     assert not {"prior", "error_metric", "device"} & CODECS[name].settings().keys()
+
+
+def test_without_an_importance_the_factors_are_those_of_the_plain_svd_to_the_last_bit(table):
+    mean, covariance = weighted_moments(table, torch.ones(len(table)))
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :5].T
+    right = (directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()).float()
+    found = truncated_svd(table, 5, torch.ones(len(table)))
+    assert all(map(torch.equal, found, ((table - mean) @ right.T, right, mean)))
+
+
+def test_without_an_importance_rows_reach_faiss_as_they_are(table, monkeypatch):
+    given = []
+    monkeypatch.setattr(PQ, "train", lambda self, rows, weights, m, bits: given.append((rows, weights)) or stop())
+
+    def stop():
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        compress_table(table, PQ(bits=4), 8.0, progress=False)
+    ((rows, weights),) = given
+    assert weights is None
+    assert torch.equal(torch.from_numpy(rows), table - table.mean(0).half().float())
 
 
 def test_the_svd_under_an_error_metric_is_the_best_of_its_rank(table, importance):

@@ -67,4 +67,4 @@ def _weighted_means(rows: np.ndarray, weights: np.ndarray, count: int) -> np.nda
 
     means = faiss.Kmeans(rows.shape[1], count, min_points_per_centroid=1, max_points_per_centroid=len(rows))
     means.train(rows, weights=weights)
-    return means.centroids
+    return np.asarray(means.centroids)

@@ -256,6 +256,7 @@ def test_scales_that_do_not_divide_a_row_are_refused(table):
     with pytest.raises(LighttokenError, match="bits is 5; a number takes 1, 2, 3, 4, 8, or null"):
         Scalar(bits=5)
     compressed = compress(table, Scalar())
+    assert compressed.settings.keys() == {"ratio", "seed", "importance"}  # as before it had settings: the same bytes
     scales = compressed.tensors["row_scale"].repeat(1, 3)
     with pytest.raises(ValueError, match="3 scales for a row of 32 numbers"):
         replace(compressed, tensors=compressed.tensors | {"row_scale": scales}).check()
