@@ -15,44 +15,15 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from datasets import load_dataset
-from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
+from experiments.hidden_states import TEXT_COLUMNS, cosine, hidden_states, read_batches
 from experiments.rows import RowFile
 from lighttoken import compress_table, measure_importance
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.config.schema import load_backbone
-from lighttoken.tasks.data import position
 
-TEXT_COLUMNS = {"cola": "sentence", "sst2": "sentence", "stsb": "sentence1", "rte": "sentence1", "squad": "context"}
 KEY = ("model", "ratio_asked", "exponent", "floor")
-CHARACTERS = 25_000  # of the texts of a task
-BATCH = 32  # texts
-Batches = list[dict[str, Tensor]]
-Hidden = list[Tensor]  # (n, width) for every batch: the states of its n tokens, without padding
-
-
-def read_texts(path: Path, column: str) -> list[str]:
-    """The first texts of a file in an order of hashes, up to so many characters; sorted by length."""
-    texts, room = [], CHARACTERS
-    for text in sorted(set(load_dataset("parquet", data_files=str(path), split="train")[column]), key=position):
-        if room < 0:
-            break
-        texts.append(text)
-        room -= len(text)
-    return sorted(texts, key=len)
-
-
-@torch.no_grad()
-def hidden_states(model: PreTrainedModel, batches: Batches) -> Hidden:
-    return [model(**batch).last_hidden_state[batch["attention_mask"].bool()] for batch in batches]
-
-
-def cosine(first: Hidden, second: Hidden) -> float:
-    pairs = zip(first, second, strict=True)
-    return float(torch.cat([torch.cosine_similarity(one, other) for one, other in pairs]).mean())
 
 
 def main() -> None:
@@ -68,12 +39,7 @@ def main() -> None:
     # 1. The hidden states with the original table.
     backbone, codec = load_backbone(arguments.model), LightToken()
     model, tokenizer, table = backbone.encoder().eval(), backbone.tokenizer(), backbone.table()
-    texts = {task: read_texts(arguments.data / task / "train.parquet", TEXT_COLUMNS[task]) for task in arguments.tasks}
-    kwargs = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
-    batches = {
-        task: [tokenizer(rows[i : i + BATCH], **kwargs) for i in range(0, len(rows), BATCH)]
-        for task, rows in texts.items()
-    }
+    batches = {task: read_batches(arguments.data, task, tokenizer) for task in arguments.tasks}
     original = {task: hidden_states(model, batches[task]) for task in batches}
 
     # 2. One importance for all points: only the weights differ.

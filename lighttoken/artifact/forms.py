@@ -3,15 +3,16 @@
     bits       bits of a linear code, with or without a low-rank part             lighttoken_paper, svd
     trellis    coefficients that a window reads from a stream of bits             lighttoken
     codebooks  words that choose entries of codebooks                             pq, opq, rq, lsq
-    levels     a word for every number of a row, and the row's scale              scalar, hashing_trick
+    levels     a word for every number of a row, and scales of the row            scalar, hashing_trick
+    blocks     words of GGUF's blocks, scales of parts of a block (`blocks.py`)   gguf
     cores      the cores of a tensor train                                        tensor_train
 
 The artifact names its form. A class lists its tensors; all have a `bias` (d,), the row that others are added to.
 Letters: V rows of the table, d columns, n rows that are read, m bits or coefficients of a row, k rank, T tiers.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from lighttoken.artifact.blocks import Blocks
+from lighttoken.artifact.form import INDEX, Form, LinearForm, read_bias, read_matrix
 from lighttoken.artifact.integers import MAX_HIGH, integer_steps, least_lengths, read_integers, unpack_lengths
 from lighttoken.artifact.integers import make_index as integer_index
 from lighttoken.artifact.layout import (
@@ -45,71 +48,7 @@ from lighttoken.artifact.trellis import (
 )
 
 HASH = 2654435761  # Knuth's multiplicative hash: 2^32 over the golden ratio
-INDEX = "index."  # prefix of what `index` adds to the stored tensors
-INTEGERS = "integers."  # and of what the integer code adds to that
-
-
-@dataclass(frozen=True)
-class Form:
-    """One form. Fields are what a reader must know besides the tensors; the artifact's JSON holds them."""
-
-    name: ClassVar[str]
-    required: ClassVar[tuple[str, ...]]  # tensors that every table of the form has
-    shared: ClassVar[tuple[str, ...]]  # matrices that all rows share: fine-tuning may train them as the decoder
-    factors: ClassVar[tuple[str, ...]] = ()  # the other matrices that it may train
-    scaled: ClassVar[tuple[str, ...]]  # matrices that, like the bias, are in the units of the table
-
-    def describe(self) -> dict[str, Any]:
-        """Name and fields, as plain JSON values: the input of `make_form`."""
-        return {"name": self.name} | asdict(self)
-
-    def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
-        """The types and the shape that every tensor must have, from the types and shapes that they have.
-
-        Raises ValueError if the tensors contradict each other.
-        """
-        raise NotImplementedError
-
-    def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
-        """Raise ValueError if tensors of the right layout have a content that no table has."""
-
-    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
-        """Tensors that `read` needs besides the stored ones and that follow from them; names start with `INDEX`."""
-        return {}
-
-    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
-        """Rows of ids, from the stored tensors and those of `index`; differentiable in all float matrices."""
-        raise NotImplementedError
-
-    def projection(
-        self, vectors: Float[Tensor, "N d"], tensors: Tensors, dim: int
-    ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]]:
-        """A function of ids that returns the products of the vectors with the rows of the ids."""
-        return lambda ids: vectors @ self.read(ids, tensors, dim).T
-
-
-class LinearForm(Form):
-    """A row is its coordinates times a basis that all rows share, plus the bias."""
-
-    def basis(self, tensors: Tensors, dim: int) -> Float[Tensor, "m d"]:
-        """What the coordinates are multiplied by."""
-        return read_matrix(tensors, "decoder", dim)
-
-    def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
-        """A number for each row of the basis."""
-        raise NotImplementedError
-
-    def read(self, ids: Int64[Tensor, " n"], tensors: Tensors, dim: int) -> Float[Tensor, "n d"]:
-        return torch.addmm(read_bias(tensors, dim), self.coordinates(ids, tensors), self.basis(tensors, dim))
-
-    def projection(
-        self, vectors: Float[Tensor, "N d"], tensors: Tensors, dim: int
-    ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]]:
-        """No row is decoded: the vectors are brought to the basis once and multiplied with the coordinates."""
-        basis = torch.cat([self.basis(tensors, dim), read_bias(tensors, dim).unsqueeze(0)])
-        projected = vectors @ basis.T
-        vectors, offset = projected[:, :-1], projected[:, -1:]
-        return lambda ids: torch.addmm(offset, vectors, self.coordinates(ids, tensors).T)
+INTEGERS = "integers."  # prefix of what the integer code adds to `INDEX`
 
 
 @dataclass(frozen=True)
@@ -267,7 +206,7 @@ class Levels(Form):
 
     codes      (R, bytes) uint8       d words of b bits, packed
     levels     (2^b,)                 what a word stands for, times
-    row_scale  (R, 1)                 the scale of the row
+    row_scale  (R, G)                 the scale of the row, or of each of the G equal parts of it
     kept       (V/8,), optional       one bit per id: ids that have a row of their own; all others share the first row
     With R < V and without `kept`, ids of the same hash share a row.
     """
@@ -279,10 +218,12 @@ class Levels(Form):
     scaled: ClassVar[tuple[str, ...]] = ("row_scale",)
 
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
-        (size,), (rows, _) = shape_of(tensors, "levels", 1), shape_of(tensors, "row_scale", 2)
+        (size,), (rows, parts) = shape_of(tensors, "levels", 1), shape_of(tensors, "row_scale", 2)
         if not 1 <= rows <= vocab_size:
             raise ValueError(f"{rows} rows for {vocab_size} ids")
-        layout = bias_layout(tensors, dim) | {"levels": ((size,), FLOATS), "row_scale": ((rows, 1), FLOATS)}
+        if not parts or dim % parts:
+            raise ValueError(f"{parts} scales for a row of {dim} numbers")
+        layout = bias_layout(tensors, dim) | {"levels": ((size,), FLOATS), "row_scale": ((rows, parts), FLOATS)}
         layout["codes"] = ((rows, -(-dim * word_bits(size) // 8)), BYTES)
         return layout | ({"kept": ((-(-vocab_size // 8),), BYTES)} if "kept" in tensors else {})
 
@@ -304,7 +245,9 @@ class Levels(Form):
             ids = tensors[f"{INDEX}rows"][ids]
         levels = tensors["levels"].float()
         words = read_words(tensors["codes"][ids], dim, word_bits(len(levels)))
-        return read_bias(tensors, dim) + levels[words] * embedding(ids, tensors["row_scale"].float())
+        scales = embedding(ids, tensors["row_scale"].float())
+        rows = levels[words].unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(2)
+        return read_bias(tensors, dim) + rows.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -344,7 +287,7 @@ class Cores(Form):
         return read_bias(tensors, dim) + rows.squeeze(2)
 
 
-FORMS: dict[str, type[Form]] = {form.name: form for form in (Bits, Trellis, Codebooks, Levels, Cores)}
+FORMS: dict[str, type[Form]] = {form.name: form for form in (Bits, Trellis, Codebooks, Levels, Blocks, Cores)}
 
 
 def make_form(description: Mapping[str, Any]) -> Form:
@@ -362,13 +305,3 @@ def make_form(description: Mapping[str, Any]) -> Form:
 def hashed_rows(vocab_size: int, rows: int) -> Int64[Tensor, " V"]:
     """The row of each id, out of fewer rows, by its hash."""
     return torch.arange(vocab_size).mul_(HASH).remainder_(2**32).remainder_(rows)  # in place: ids may be many
-
-
-def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "*rows columns"]:
-    """A stored matrix in float32."""
-    return dequantize(tensors[name], tensors.get(f"{name}.scale"), columns)
-
-
-def read_bias(tensors: Tensors, dim: int) -> Float[Tensor, " d"]:
-    """The bias in float32."""
-    return read_matrix(tensors, "bias", dim).view(-1)

@@ -26,6 +26,7 @@ CODECS = {  # by name, as in conf/codec
     "lighttoken": "lighttoken.codec.lighttoken.method.LightToken",
     "lighttoken_paper": "lighttoken.codec.paper.method.LightTokenPaper",
     "compositional_codes": "lighttoken.codec.baselines.compositional_codes.CompositionalCodes",
+    "gguf": "lighttoken.codec.baselines.gguf.GGUF",
     "hashing_trick": "lighttoken.codec.baselines.hashing_trick.HashingTrick",
     "lsq": "lighttoken.codec.baselines.lsq.LSQ",
     "near_lossless_binary": "lighttoken.codec.baselines.near_lossless_binary.NearLosslessBinary",
@@ -79,7 +80,8 @@ def compress_table(
     """
     # 1. Check the inputs.
     codec, table, ratio = find_codec(codec), check_table(table), check_ratio(ratio)
-    if weights is None and importance is None and isinstance(codec, MetricCodec) and ratio > MOST_UNWEIGHTED:
+    asks = isinstance(codec, MetricCodec) and codec.importance_settings() != Codec().importance_settings()
+    if weights is None and importance is None and asks and ratio > MOST_UNWEIGHTED:
         warnings.warn(
             f"at ratio {ratio:g} without an importance the model loses much more than it has to; use "
             "lighttoken.compress_model(model, tokenizer, ratio), or pass importance=lighttoken.measure_importance(...)",

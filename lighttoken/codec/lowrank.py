@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from lighttoken.codec.metric_roots import metric_roots
 from lighttoken.codec.shapes import Bias, Left, Right, Table, Weights
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
@@ -22,14 +23,18 @@ def weighted_moments(table: Table, weights: Weights) -> tuple[Bias, Float64[Tens
     return mean, covariance / len(table)
 
 
-def truncated_svd(table: Table, rank: int, weights: Weights) -> tuple[Left, Right, Bias]:
-    """Best rank-k approximation of the centred table under row weights (Eckart and Young 1936): left @ right + mean.
+def truncated_svd(
+    table: Table, rank: int, weights: Weights, error_metric: Tensor | None = None
+) -> tuple[Left, Right, Bias]:
+    """Best rank-k approximation of the centred table under row weights and an error metric: left @ right + mean.
 
-    Returns left, right with orthonormal rows, and mean. The right factor comes from
-    the covariance (d, d), which is far smaller than the table; the left one is the table projected on it.
+    By Eckart and Young (1936), where the error metric is Euclidean. Returns left, right, whose rows are orthonormal if
+    there is no error metric, and mean. The right factor comes from the covariance (d, d), which is far smaller than the
+    table; the left one is the table projected on it.
     """
+    root, inverse_root = metric_roots(error_metric, table.shape[1])
     mean, covariance = weighted_moments(table, weights)
-    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :rank].T  # eigh sorts upwards
+    directions = torch.linalg.eigh(root @ covariance @ root).eigenvectors.flip(1)[:, :rank].T  # eigh sorts upwards
     signs = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()  # else arbitrary
-    right = (directions * signs).to(table)
-    return (table - mean) @ right.T, right, mean
+    directions = directions * signs
+    return (table - mean) @ (directions @ root).to(table).T, (directions @ inverse_root).to(table), mean

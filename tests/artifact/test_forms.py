@@ -4,16 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lighttoken import load_table
-from lighttoken.artifact.forms import FORMS, Trellis, hashed_rows, make_form
+from lighttoken.artifact.forms import Trellis, hashed_rows, make_form
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "format_4"
-
-
-@pytest.fixture(params=FORMS)
-def compressed(request):
-    """A small table of each form."""
-    return load_table(SAMPLES / request.param)
 
 
 def test_a_description_makes_the_same_form(compressed):

@@ -5,15 +5,8 @@ import pytest
 import torch
 
 from lighttoken import load_table
-from lighttoken.artifact.forms import FORMS
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "format_4"
-
-
-@pytest.fixture(params=FORMS)
-def compressed(request):
-    """A small table of each form."""
-    return load_table(SAMPLES / request.param)
 
 
 def changed(compressed, name, tensor):

@@ -34,7 +34,7 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
             "unknown codec/schedule 'square'; choose one of cosine, exponential, linear",
         ),
         (["codec.prior=zipf"], "codec.prior=zipf names a config of a group: write codec/prior=zipf"),
-        (["codec=opq", "codec/prior=zipf"], "codec=opq has no prior; leave out codec/prior"),
+        (["codec=scalar", "codec/prior=zipf"], "codec=scalar has no prior; leave out codec/prior"),
         (["codec/schedule=linear"], "codec=lighttoken has no schedule; leave out codec/schedule"),
         (["codec.prior.languages=de"], "codec.prior.languages is 'de'; it must be a list in brackets"),
         (

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lighttoken.codec.baselines.pq import PQ
+from lighttoken.codec.baselines.quantizer import Quantizer, drawn
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class OPQ(PQ):
     """Optimized product quantization (Ge et al. 2013), by faiss.
 
     The same: rotation and codebooks trained in turn. Differs: as for product quantization; the rotation is stored in
-    float16 and counts.
+    float16 and counts. It takes in the inverse root of an error metric, and is no rotation any more then; with row
+    weights it is trained on rows drawn in proportion to them.
     """
 
     name: str = "opq"
@@ -23,7 +25,17 @@ class OPQ(PQ):
         """The codebooks and the rotation."""
         return super().codebook_bytes(m, bits, dim) + 2 * dim * dim
 
-    def train(self, rows: np.ndarray, m: int, bits: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def roots(self, error_metric: Tensor | None, dim: int, m: int) -> tuple[Tensor, Tensor]:
+        """Those of the whole error metric."""
+        return Quantizer.roots(self, error_metric, dim, m)
+
+    def absorb(self, tensors: dict[str, Tensor], inverse_root: Tensor) -> dict[str, Tensor]:
+        """The rotation is multiplied by the inverse root."""
+        return {"codebooks": tensors["codebooks"].half(), "rotation": (tensors["rotation"] @ inverse_root).half()}
+
+    def train(
+        self, rows: np.ndarray, weights: np.ndarray | None, m: int, bits: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The rotation, then k-means of each slice of what it makes."""
         import faiss
 
@@ -32,7 +44,7 @@ class OPQ(PQ):
         inner = faiss.ProductQuantizer(dim, m, bits)
         inner.cp.min_points_per_centroid = 1  # else it warns for every slice
         rotation.pq = inner
-        rotation.train(rows)
+        rotation.train(drawn(rows, weights))
         matrix = torch.from_numpy(faiss.vector_to_array(rotation.A).copy()).view(dim, dim)  # y = A x
-        words, tensors = super().train(rotation.apply(rows), m, bits)
-        return words, tensors | {"rotation": matrix.half()}
+        words, tensors = super().train(rotation.apply(rows), weights, m, bits)
+        return words, tensors | {"rotation": matrix}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lighttoken.codec.baselines.quantizer import Quantizer, float16_array, read_codes
+from lighttoken.codec.baselines.quantizer import Quantizer, drawn, read_array, read_codes
 from lighttoken.errors import LighttokenError
 
 MAX_ENTRIES = 4_096  # of all codebooks together: beyond that the search takes hours
@@ -18,7 +18,8 @@ class RQ(Quantizer):
 
     The same: codebooks of whole rows, trained one after another. Differs: the search keeps a beam of 5 (Liu et al.
     2015); the mean is taken off first; codebooks are rounded to float16; the codebooks have at most 4,096 entries in
-    all, so that low ratios leave bytes unused (MiniLM-L6: under 6.6x).
+    all, so that low ratios leave bytes unused (MiniLM-L6: under 6.6x). With row weights it is trained on rows drawn in
+    proportion to them.
     """
 
     name: str = "rq"
@@ -31,18 +32,20 @@ class RQ(Quantizer):
         """A codebook of whole rows for every word."""
         return 2 * 2**bits * m * dim
 
-    def train(self, rows: np.ndarray, m: int, bits: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def train(
+        self, rows: np.ndarray, weights: np.ndarray | None, m: int, bits: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The codebooks, and the words of a beam search."""
         quantizer = self.quantizer(rows.shape[1], m, bits)
         try:
-            quantizer.train(rows)
+            quantizer.train(drawn(rows, weights))
         except RuntimeError as error:  # a table with fewer rows than columns, among others
             reason = str(error).strip().splitlines()[-1]
             raise LighttokenError(
                 f"faiss cannot train codec={self.name} on {len(rows)} rows of {rows.shape[1]}: {reason}; "
                 "choose another codec"
             ) from error
-        codebooks = float16_array(quantizer.codebooks, m, 2**bits, rows.shape[1])
+        codebooks = read_array(quantizer.codebooks, m, 2**bits, rows.shape[1])
         return read_codes(quantizer.compute_codes(rows), m, bits), {"codebooks": codebooks}
 
     def quantizer(self, dim: int, m: int, bits: int) -> Any:

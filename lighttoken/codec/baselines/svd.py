@@ -7,22 +7,23 @@ from torch import Tensor
 
 from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import Precision, quantize, stored_bytes
-from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
+from lighttoken.codec.interface import Budget, ErrorMetric, Importance, MetricCodec, Reporter
 from lighttoken.codec.lowrank import truncated_svd
 from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 
 @dataclass(frozen=True)
-class SVD(WeightedCodec):
+class SVD(MetricCodec):
     """The best rank-k approximation of the centred table (Eckart and Young 1936), as Chen et al. 2018 (GroupReduce) and
     Lan et al. 2020 (ALBERT) use it for embeddings.
 
-    The same: the factors. Differs: the rows' mean is kept apart; row weights, if any, enter the approximation; the
-    factors' precision is a setting.
+    The same: the factors. Differs: the rows' mean is kept apart; row weights and the error metric, if any, enter the
+    approximation; the factors' precision is a setting.
     """
 
     name: str = "svd"
+    error_metric: ErrorMetric = "euclidean"
     rank: int | None = None
     coefficient_precision: Precision = "float16"
     matrix_precision: Precision = "float16"
@@ -35,7 +36,7 @@ class SVD(WeightedCodec):
             raise LighttokenError(f"rank is {self.rank}; a table of width {dim} has ranks from 1 to {dim}")
         ranks = range(1, dim + 1) if self.rank is None else [self.rank]
         rank = budget.largest((k, self._nbytes(vocab_size, dim, k)) for k in ranks)
-        left, right, mean = truncated_svd(table, rank, importance.weights)
+        left, right, mean = truncated_svd(table, rank, importance.weights, importance.error_metric)
         return factor_tensors(left, right, mean, self.coefficient_precision, self.matrix_precision), {"rank": rank}
 
     def _nbytes(self, vocab_size: int, dim: int, rank: int) -> int:

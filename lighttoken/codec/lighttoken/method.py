@@ -11,7 +11,6 @@ Letters: V rows of the table, d columns, m rows of the decoder, T tiers, s steps
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lighttoken.artifact.forms import Trellis
@@ -21,6 +20,7 @@ from lighttoken.codec.interface import Budget, Importance, MetricCodec, Reporter
 from lighttoken.codec.lighttoken.encode import ROWS_PER_CHUNK, as_stored, encode_integers, encode_trellis
 from lighttoken.codec.lighttoken.plan import PRECISIONS, Plan, bias_precision, plan_budget
 from lighttoken.codec.lowrank import weighted_moments
+from lighttoken.codec.metric_roots import metric_roots
 from lighttoken.codec.prior import Prior, WordFrequency
 from lighttoken.codec.refine import refit_decoder
 from lighttoken.codec.shapes import Fitted, Table, Weights
@@ -109,18 +109,6 @@ class LightToken(MetricCodec):
             self._plan(table, weights, margin, integers=False)
         except LighttokenError:
             self._plan(table, weights, budget, integers=False)
-
-
-def metric_roots(error_metric: Tensor | None, dim: int) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d d"]]:
-    """Square root of an error metric (d, d) and its inverse, float64 on the CPU.
-
-    Directions that the error metric ignores get a hundredth of its mean, so that they are decoded too.
-    """
-    if error_metric is None:
-        return torch.eye(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
-    values, directions = torch.linalg.eigh(error_metric.cpu().double())
-    values = (values / values.mean()).clamp_min(0.01).sqrt()
-    return directions * values @ directions.T, directions / values @ directions.T
 
 
 def _project(table: Tensor, mean: Tensor, projection: Tensor) -> Tensor:

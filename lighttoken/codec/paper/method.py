@@ -21,9 +21,10 @@ from torch import Tensor
 from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import Precision, dequantize, pack_bits, quantize, stored_bytes
 from lighttoken.codec import shapes
-from lighttoken.codec.interface import Budget, Importance, Reporter, WeightedCodec
+from lighttoken.codec.interface import Budget, ErrorMetric, Importance, MetricCodec, Reporter
 from lighttoken.codec.loss import table_variance, weighted_error
 from lighttoken.codec.lowrank import truncated_svd, weighted_moments
+from lighttoken.codec.metric_roots import metric_roots
 from lighttoken.codec.paper.autoencoder import BinaryAutoencoder, RowBatches
 from lighttoken.codec.paper.plan import Plan, plan_budget, split_bits
 from lighttoken.codec.paper.saturation import SaturationStop
@@ -35,13 +36,15 @@ REPORT_BYTES = 100  # of the summary, for every stage
 
 
 @dataclass(frozen=True)
-class LightTokenPaper(WeightedCodec):
+class LightTokenPaper(MetricCodec):
     """Settings of the codec; `conf/codec/lighttoken_paper.yaml` lists the same defaults and explains them.
 
-    The published method knows the Euclidean distance alone: it does not read the error metric.
+    The published method knows the Euclidean distance alone. Under another error metric G the rows are multiplied by
+    its square root first, and what decodes them by the inverse: lengths and angles are then those that G sees.
     """
 
     name: str = "lighttoken_paper"
+    error_metric: ErrorMetric = "euclidean"
     rank: int | None = None
     stage_bits: int = 112
     coefficient_precision: Precision = "int4"
@@ -66,14 +69,16 @@ class LightTokenPaper(WeightedCodec):
         """See `Codec.fit`: the tensors of the form `Bits` with its low-rank part, the plan and a report per stage."""
         with _quiet_lightning():
             device = self.trainer(logger=False, enable_progress_bar=False).strategy.root_device
-        table, weights = table.to(device), importance.weights.to(device)
+        root, inverse_root = (matrix.to(table) for matrix in metric_roots(importance.error_metric, table.shape[1]))
+        root, inverse_root = root.to(device), inverse_root.to(device)
+        table, weights = table.to(device) @ root, importance.weights.to(device)
         plan = self.plan(table, weights, budget)
 
         # 1. Low rank: the rank-k part, as it will be read back from the artifact.
         left, right, bias = truncated_svd(table, plan.rank, weights)
-        tensors = self._store("left", left) | self._store("right", right)
+        tensors = self._store("left", left) | self._store("right", right @ inverse_root)
         left = self._read(tensors, "left", plan.rank)
-        lowrank = left @ self._read(tensors, "right", table.shape[1])
+        lowrank = left @ (self._read(tensors, "right", table.shape[1]) @ root)
 
         # 2. Residual hashing: a stage on the residual; its codes frozen, the decoder refitted; the next on the rest.
         bits = torch.empty(len(table), 0, dtype=torch.bool, device=device)
@@ -99,9 +104,10 @@ class LightTokenPaper(WeightedCodec):
             bits, right, decoder, bias, errors = refine_codes(
                 bits, left, table, weights, self.refine_rounds, self.refine_tolerance
             )
-            tensors |= self._store("right", right)
+            tensors |= self._store("right", right @ inverse_root)
             summary["refined"] = [round(error / variance, 4) for error in errors]
-        return tensors | {"codes": pack_bits(bits), "bias": bias} | self._store("decoder", decoder), summary
+        tensors |= self._store("decoder", decoder @ inverse_root)
+        return tensors | {"codes": pack_bits(bits), "bias": bias @ inverse_root}, summary
 
     def plan(self, table: Table, weights: Weights, budget: Budget) -> Plan:
         """Rank, stages and bits per stage. Raises LighttokenError if the budget is out of reach."""

@@ -12,6 +12,7 @@ from lighttoken.artifact.packing import read_words, unpack_bits
 from lighttoken.backbone.embedding import set_trainable
 from lighttoken.codec import CODECS
 from lighttoken.codec.baselines.compositional_codes import CompositionalCodes
+from lighttoken.codec.baselines.gguf import GGUF
 from lighttoken.codec.baselines.hashing_trick import HashingTrick
 from lighttoken.codec.baselines.lsq import LSQ
 from lighttoken.codec.baselines.near_lossless_binary import NearLosslessBinary
@@ -26,6 +27,7 @@ from lighttoken.codec.baselines.vocabulary_pruning import VocabularyPruning
 
 BASELINES = {  # with settings that take a second
     "compositional_codes": CompositionalCodes(steps=60),
+    "gguf": GGUF(),
     "hashing_trick": HashingTrick(),
     "lsq": LSQ(bits=4, max_words=4),
     "near_lossless_binary": NearLosslessBinary(epochs=1),
@@ -39,6 +41,7 @@ BASELINES = {  # with settings that take a second
     "vocabulary_pruning": VocabularyPruning(),
 }
 FORMS = [
+    "gguf",
     "hashing_trick",
     "opq",
     "scalar",
@@ -70,7 +73,7 @@ def test_the_ratio_is_met_on_disk_with_little_to_spare(table, baseline, ratio, t
     compressed = compress(table, baseline, ratio)
     compressed.save(tmp_path)
     assert table.numel() * 4 / sum(path.stat().st_size for path in tmp_path.iterdir()) >= ratio
-    if baseline.name not in ("scalar", "lsq"):  # which have few sizes
+    if baseline.name not in ("gguf", "scalar", "lsq"):  # which have few sizes
         assert compressed.ratio < 1.5 * ratio
 
 
@@ -210,7 +213,7 @@ def test_more_words_of_rq_leave_less(table):
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_rows_on_the_levels_are_kept_and_others_are_off_by_half_a_step_at_most(bits):
     top = 2**bits - 1
     on_levels = torch.randint(0, top + 1, (50, 9)) * (2.0 / top) - 1
@@ -224,6 +227,39 @@ def test_rows_on_the_levels_are_kept_and_others_are_off_by_half_a_step_at_most(b
         assert bool(((decoded - numbers).abs() <= stored["row_scale"] / top + 1e-6)[inside].all())
         if not off:
             torch.testing.assert_close(decoded, numbers)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (3, 32), (2, 32), (3, 64), (8, 128), (1, None), (3, None)])
+def test_a_group_of_numbers_has_a_scale_of_its_own_and_all_bits_are_counted(bits, group_size):
+    table = torch.randn(300, 128) * torch.rand(300, 4).repeat_interleave(32, 1)
+    compressed = compress(table, Scalar(bits=bits, group_size=group_size), 1.5)
+    tensors = {name: compressed.tensors[name] for name in ("codes", "row_scale")}
+    scale_bits = 16 / group_size if group_size else 32 / 128
+    assert sum(tensor.nbytes for tensor in tensors.values()) * 8 == table.numel() * (bits + scale_bits)
+    numbers = table - compressed.matrix("bias")
+    scales = compressed.tensors["row_scale"].float().repeat_interleave(group_size or 128, 1)
+    off = (compressed.decode() - table).abs()
+    step = 2 * scales / (2**bits - 1)
+    assert bool((off <= step / 2 + 1e-5)[numbers.abs() <= scales].all())
+    rounded = scales * (numbers / scales * (2 ** (bits - 1))).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    assert off.square().mean() <= (rounded / 2 ** (bits - 1) - numbers).square().mean()
+    if group_size == 32:
+        whole = compress(table, Scalar(bits=bits), 1.5)
+        assert compressed.summary["nmse"] < whole.summary["nmse"]
+
+
+def test_scales_that_do_not_divide_a_row_are_refused(table):
+    with pytest.raises(LighttokenError, match="the table has width 32, group_size=64 needs a multiple of it"):
+        compress(table, Scalar(bits=4, group_size=64))
+    with pytest.raises(LighttokenError, match="group_size is 16; choose one of 32, 64, 128, or null"):
+        Scalar(group_size=16)
+    with pytest.raises(LighttokenError, match="bits is 5; a number takes 1, 2, 3, 4, 8, or null"):
+        Scalar(bits=5)
+    compressed = compress(table, Scalar())
+    assert compressed.settings.keys() == {"ratio", "seed", "importance"}  # as before it had settings: the same bytes
+    scales = compressed.tensors["row_scale"].repeat(1, 3)
+    with pytest.raises(ValueError, match="3 scales for a row of 32 numbers"):
+        replace(compressed, tensors=compressed.tensors | {"row_scale": scales}).check()
 
 
 def test_ids_of_the_same_hash_share_the_mean_of_their_rows(table):
@@ -310,8 +346,8 @@ def test_settings_that_make_no_sense_are_refused(table):
         PQ(bits=13)
     with pytest.raises(LighttokenError, match="size is 12; a codebook has a power of two of entries"):
         CompositionalCodes(size=12)
-    with pytest.raises(LighttokenError, match="bits is 3; a number takes 1, 2, 4, 8"):
-        compress(table, HashingTrick(bits=3))
+    with pytest.raises(LighttokenError, match="bits is 5; a number takes 1, 2, 3, 4, 8"):
+        compress(table, HashingTrick(bits=5))
     with pytest.raises(LighttokenError, match="rank is 33; a table of width 32 has ranks from 1 to 32"):
         compress(table, SVD(rank=33))
 
