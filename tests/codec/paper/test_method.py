@@ -156,7 +156,7 @@ def with_nan(table):
     [
         (
             lambda table: {"codec": "huffman"},
-            "unknown codec 'huffman'; choose one of lighttoken, lighttoken_paper, compositional_codes, hashing",
+            "unknown codec 'huffman'; choose one of lighttoken, lighttoken_paper, compositional_codes, gguf, hash",
         ),
         (lambda table: {"ratio": 1.0}, "ratio 1.0 does not compress: it must be a number above 1"),
         (lambda table: {"codec": 5}, "unknown codec 5; choose one of lighttoken"),
