@@ -158,6 +158,11 @@ class Backbone:
             )
         return model
 
+    def predicts_tokens(self) -> bool:
+        """Whether the checkpoint is a decoder, or a masked model, with its head: by the class that its config names."""
+        config = self._load(AutoConfig)
+        return not config.is_encoder_decoder and _predicts((config.architectures or [""])[0])
+
     def pooling(self) -> str | None:
         """How sentence-transformers would pool this checkpoint's hidden states; None if its folder does not say."""
         return read_pooling(self._folder())
@@ -254,10 +259,22 @@ class LoadedBackbone:
         rows = find_embedding(self.model).num_embeddings
         return check_tokenizer(self.own_tokenizer, rows, type(self.model).__name__, padding)
 
+    def predicts_tokens(self) -> bool:
+        """As `Backbone.predicts_tokens`."""
+        return not self.model.config.is_encoder_decoder and _predicts(type(self.model).__name__)
+
+    def language_model(self) -> PreTrainedModel:
+        """A copy of the model, as `Backbone.language_model` loads it."""
+        return copy.deepcopy(self.model).float().eval()
+
     def encoder(self) -> PreTrainedModel:
         """A copy of the model without its head, as `Backbone.encoder` loads it."""
         body: Any = copy.deepcopy(self.model.base_model).float().eval()
         return body.get_encoder() if body.config.is_encoder_decoder else body
+
+
+def _predicts(class_name: str) -> bool:
+    return class_name.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel"))
 
 
 def check_tokenizer(

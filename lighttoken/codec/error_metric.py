@@ -52,7 +52,12 @@ def backbone_metric(
             inner = gradient[:, len(special[0]) : len(special[0]) + length].flatten(0, 1)
             form = form + (inner.T @ inner).double().cpu()
     dim = len(form)
-    return form / form.trace().clamp_min(1e-30) * dim + damping * torch.eye(dim, dtype=torch.float64)
+    return damped(form / form.trace().clamp_min(1e-30) * dim, damping)
+
+
+def damped(form: Float64[Tensor, "d d"], damping: float) -> Float64[Tensor, "d d"]:
+    """A form of trace d, plus `damping` times the identity."""
+    return form + damping * torch.eye(len(form), dtype=torch.float64)
 
 
 @contextmanager

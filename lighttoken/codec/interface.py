@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 Option = TypeVar("Option")
-ErrorMetric = Literal["euclidean", "backbone"]
+ErrorMetric = Literal["fisher", "backbone", "euclidean"]
+Texts = Literal["prior", "model", "corpus"]
 # Fields of codecs that the importance of an artifact follows from, or that change no byte.
-IMPORTANCE_FIELDS = ("prior", "error_metric", "error_metric_sequences", "error_metric_damping", "device")
+IMPORTANCE_FIELDS = (
+    "prior",
+    "error_metric",
+    "error_metric_texts",
+    "error_metric_sequences",
+    "error_metric_damping",
+    "device",
+)
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,15 @@ class WeightedCodec(Codec):
 class MetricCodec(WeightedCodec):
     """A codec that reads row weights and the error metric, which a run measures on the backbone unless "euclidean".
 
-    `error_metric_sequences` random texts measure it; `error_metric_damping` is the share of the Euclidean distance that
-    is added. `device` is that of the measurement and of the codec: auto, cpu or cuda.
+    "fisher" measures the divergence of a language model's predictions (`codec.fisher`), "backbone" the change of the
+    last hidden states (`codec.error_metric`), as "fisher" does for a model without a head. `error_metric_sequences`
+    texts measure it, which are drawn from the prior, sampled from the model, or the prior's corpus;
+    `error_metric_damping` is the share of the Euclidean distance that is added. `device` is that of the measurement and
+    of the codec: auto, cpu or cuda.
     """
 
-    error_metric: ErrorMetric = "backbone"
+    error_metric: ErrorMetric = "fisher"
+    error_metric_texts: Texts = "prior"
     error_metric_sequences: int = 1024
     error_metric_damping: float = 0.3
     device: str = "auto"
@@ -155,6 +167,10 @@ class MetricCodec(WeightedCodec):
             raise LighttokenError(
                 f"unknown error_metric={self.error_metric!r}; choose one of {', '.join(get_args(ErrorMetric))}"
             )
+        if self.error_metric_texts not in get_args(Texts):
+            raise LighttokenError(
+                f"unknown error_metric_texts={self.error_metric_texts!r}; choose one of {', '.join(get_args(Texts))}"
+            )
         if self.error_metric_sequences < 1:
             raise LighttokenError(f"error_metric_sequences is {self.error_metric_sequences}; it must be 1 or above")
         if not self.error_metric_damping >= 0:
@@ -162,8 +178,10 @@ class MetricCodec(WeightedCodec):
 
     def importance_settings(self) -> dict[str, Any]:
         settings = self.prior.settings() | {"error_metric": self.error_metric}
-        if self.error_metric == "backbone":
+        if self.error_metric != "euclidean":
             settings |= {"sequences": self.error_metric_sequences, "damping": self.error_metric_damping}
+        if self.error_metric == "fisher":
+            settings |= {"texts": self.error_metric_texts}
         return settings
 
 

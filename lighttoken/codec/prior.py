@@ -181,9 +181,10 @@ class Corpus(Prior):
         }
 
     def counts(self, tokenizer: Any, rows: int) -> Float64[Tensor, " rows"]:
-        return _count(tokenizer, rows, self._texts(), special=True)
+        return _count(tokenizer, rows, ((text, 1.0) for text in self.texts()), special=True)
 
-    def _texts(self) -> Iterable[tuple[str, float]]:
+    def texts(self) -> Iterable[str]:
+        """The texts of the file. Raises LighttokenError if it lacks the column."""
         from datasets import load_dataset
 
         path = Path(self.file)
@@ -194,7 +195,7 @@ class Corpus(Prior):
             raise LighttokenError(
                 f"prior.file={path} has no column {column!r}; set codec.prior.column to one of {', '.join(columns)}"
             )
-        return ((str(row[column]), 1.0) for row in texts if row[column] is not None)
+        return (str(row[column]) for row in texts if row[column] is not None)
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -1,80 +1,132 @@
-"""Texts that the importance is measured on, as token ids: drawn from the prior, sampled from the model, or a corpus."""
+"""Texts that a language model's errors are measured on: drawn from the prior, sampled from the model, or a corpus."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from lighttoken.codec.prior import special_tokens
 from lighttoken.errors import LighttokenError
 
+Batch = tuple[Int64[Tensor, "n L"], Bool[Tensor, "n L"], Bool[Tensor, "n L"]]  # ids, scored, counted
+
+MASKED = 0.15  # share of the tokens that a masked model is scored at, as BERT was trained
 GIBBS_ROUNDS, GIBBS_SHARE = 12, 0.25  # how often a masked model draws anew, and the share of the tokens that it does
-TEXTS_PER_BATCH = 64
+MOST_TEXTS = 64  # of a batch
+MOST_LOGITS = 2**26  # of a batch: a table of 262,144 rows gets 256 tokens at a time
 
 
-def texts_of_prior(
-    frequencies: Float64[Tensor, " V"], special: tuple[list[int], list[int]], count: int, length: int, seed: int
-) -> Int64[Tensor, "N L"]:
-    """Tokens that are drawn independently, between the special ones."""
-    shares = frequencies.clone()
-    shares[[token for ids in special for token in ids]] = 0
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.multinomial(shares, count * length, replacement=True, generator=generator).view(count, length)
-    return _enclose(ids, special)
+@dataclass(frozen=True)
+class Texts:
+    """`count` texts of `length` tokens, between the special tokens of the tokenizer, for a model with a head."""
 
+    model: Any
+    tokenizer: Any
+    count: int
+    length: int
+    seed: int
 
-def texts_of_decoder(
-    model: Any, start: Int64[Tensor, "N s"], length: int, seed: int, progress: bool = False
-) -> Int64[Tensor, "N L"]:
-    """Continuations by `length` tokens that a decoder samples, at temperature 1."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        batches = [
-            model.generate(
-                ids.to(model.device),
-                attention_mask=torch.ones_like(ids).to(model.device),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                min_new_tokens=length,
-                max_new_tokens=length,
-                pad_token_id=0,
+    @property
+    def special(self) -> tuple[list[int], list[int]]:
+        """Ids before and after a text."""
+        return special_tokens(self.tokenizer)
+
+    @property
+    def mask(self) -> int | None:
+        """The mask of a masked model; None for a decoder."""
+        return (
+            None if type(self.model).__name__.endswith(("ForCausalLM", "LMHeadModel")) else self.tokenizer.mask_token_id
+        )
+
+    @property
+    def inner(self) -> slice:
+        """The positions between the special tokens."""
+        return slice(len(self.special[0]), len(self.special[0]) + self.length)
+
+    @property
+    def batch_size(self) -> int:
+        """Texts at a time."""
+        tokens = len(self.special[0]) + self.length + len(self.special[1])
+        rows = self.model.get_output_embeddings().weight.shape[0]
+        return max(1, min(MOST_TEXTS, MOST_LOGITS // (rows * tokens)))
+
+    def make(
+        self, source: str, frequencies: Float64[Tensor, " V"], corpus: Iterable[str] | None
+    ) -> Int64[Tensor, "N L"]:
+        """Token ids. The source is `prior` (tokens drawn from the frequencies), `model` or `corpus`."""
+        if source == "corpus":
+            return self._of_corpus(corpus)
+        drawn = self._of_prior(frequencies)
+        if source == "prior":
+            return drawn
+        return self._of_decoder(drawn) if self.mask is None else self._of_masked_model(drawn)
+
+    def batches(self, texts: Int64[Tensor, "N L"]) -> Iterator[Batch]:
+        """Batches for `table_fisher`: ids, where the output is scored, where the input is counted.
+
+        A decoder is scored everywhere; a masked model at a share `MASKED` of the tokens, which the mask replaces.
+        """
+        generator, device = torch.Generator().manual_seed(self.seed), self.model.device
+        for ids in texts.split(self.batch_size):
+            counted = torch.zeros(ids.shape, dtype=torch.bool)
+            counted[:, self.inner] = True
+            scored = torch.ones_like(counted)
+            if self.mask is not None:
+                scored = counted & (torch.rand(ids.shape, generator=generator) < MASKED)
+                ids, counted = torch.where(scored, self.mask, ids), counted & ~scored
+            yield ids.to(device), scored.to(device), counted.to(device)
+
+    def _of_prior(self, frequencies: Tensor) -> Tensor:
+        shares = frequencies.clone()
+        shares[[token for ids in self.special for token in ids]] = 0
+        generator = torch.Generator().manual_seed(self.seed)
+        ids = torch.multinomial(shares, self.count * self.length, replacement=True, generator=generator)
+        return self._enclose(ids)
+
+    def _of_decoder(self, drawn: Tensor) -> Tensor:
+        """Samples at temperature 1, after the special tokens, or after a drawn token where there are none."""
+        start = drawn[:, : max(1, len(self.special[0]))]
+        batches = []
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for ids in start.to(self.model.device).split(MOST_TEXTS):
+                settings = {"attention_mask": torch.ones_like(ids), "do_sample": True, "top_k": 0, "top_p": 1.0}
+                length = drawn.shape[1] - ids.shape[1]
+                settings |= {"min_new_tokens": length, "max_new_tokens": length, "temperature": 1.0, "pad_token_id": 0}
+                batches.append(self.model.generate(ids, **settings).cpu())
+        return torch.cat(batches)
+
+    @torch.no_grad()
+    def _of_masked_model(self, drawn: Tensor) -> Tensor:
+        """Gibbs sampling: in every round, some tokens are masked and drawn from the model (Wang and Cho 2019)."""
+        generator, texts, mask = torch.Generator().manual_seed(self.seed), drawn.clone(), self.mask or 0
+        for _ in range(GIBBS_ROUNDS):
+            for ids in texts.split(self.batch_size):
+                new = torch.zeros(ids.shape, dtype=torch.bool)
+                new[:, self.inner] = torch.rand(len(ids), self.length, generator=generator) < GIBBS_SHARE
+                logits = self.model(input_ids=torch.where(new, mask, ids).to(self.model.device)).logits.cpu()
+                ids[new] = torch.multinomial(logits[new].float().softmax(1), 1, generator=generator).flatten()
+        return texts
+
+    def _of_corpus(self, corpus: Iterable[str] | None) -> Tensor:
+        """Consecutive tokens of the first texts of a corpus."""
+        if corpus is None:
+            raise LighttokenError(
+                "error_metric_texts is corpus and the prior has none; set codec/prior=corpus codec.prior.file=FILE"
             )
-            for ids in start.split(TEXTS_PER_BATCH)
-        ]
-    return torch.cat(batches).cpu()
+        ids: list[int] = []
+        for text in corpus:
+            ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if len(ids) >= self.count * self.length:
+                return self._enclose(torch.tensor(ids[: self.count * self.length]))
+        raise LighttokenError(
+            f"the corpus has {len(ids)} tokens and the error metric reads {self.count * self.length}; set "
+            f"codec.error_metric_sequences={max(1, len(ids) // self.length)}, or use a larger corpus"
+        )
 
-
-@torch.no_grad()
-def texts_of_masked_model(model: Any, texts: Int64[Tensor, "N L"], inner: slice, mask: int, seed: int) -> Tensor:
-    """Gibbs sampling: in every round, a share of the tokens is masked and drawn from the model (Wang and Cho 2019)."""
-    generator, texts = torch.Generator().manual_seed(seed), texts.clone()
-    for _ in range(GIBBS_ROUNDS):
-        for ids in texts.split(TEXTS_PER_BATCH):
-            drawn = torch.zeros(ids.shape, dtype=torch.bool)
-            drawn[:, inner] = torch.rand(ids[:, inner].shape, generator=generator) < GIBBS_SHARE
-            logits = model(input_ids=torch.where(drawn, mask, ids).to(model.device)).logits.cpu()[drawn]
-            ids[drawn] = torch.multinomial(logits.float().softmax(1), 1, generator=generator).flatten()
-    return texts
-
-
-def texts_of_corpus(
-    tokenizer: Any, texts: Iterable[str], special: tuple[list[int], list[int]], count: int, length: int
-) -> Int64[Tensor, "N L"]:
-    """Consecutive tokens of the first texts. Raises LighttokenError if they are too few."""
-    ids: list[int] = []
-    for text in texts:
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) >= count * length:
-            return _enclose(torch.tensor(ids[: count * length]).view(count, length), special)
-    raise LighttokenError(
-        f"the corpus has {len(ids)} tokens and the error metric is measured on {count * length}; set "
-        f"codec.error_metric_sequences={max(1, len(ids) // length)}, or use a larger corpus"
-    )
-
-
-def _enclose(ids: Int64[Tensor, "N L"], special: tuple[list[int], list[int]]) -> Int64[Tensor, "N _"]:
-    before, after = (torch.tensor(tokens, dtype=torch.long).expand(len(ids), -1) for tokens in special)
-    return torch.cat([before, ids, after], 1)
+    def _enclose(self, ids: Tensor) -> Tensor:
+        before, after = (torch.tensor(tokens, dtype=torch.long).expand(self.count, -1) for tokens in self.special)
+        return torch.cat([before, ids.view(self.count, self.length), after], 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lighttoken.artifact.files import make_directory
 from lighttoken.artifact.parts import Parts
 from lighttoken.artifact.table import CompressedTable, hash_table, load_table
+from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.interface import MetricCodec, resolve_device
@@ -46,9 +47,15 @@ class ArtifactCache:
     progress: bool = False
     loggers: Sequence[Logger] = ()
 
-    def get(self, table: Tensor, backbone: Backbone, codec: Codec, ratio: float, seed: int) -> Artifact:
-        """The artifact of a table (V, d): read if it was made before from the same inputs, else made and saved."""
-        directory = self._directory(table, backbone, codec, ratio, seed)
+    def get(
+        self, table: Tensor, backbone: Backbone, codec: Codec, ratio: float, seed: int, head: bool, tie: Tie
+    ) -> Artifact:
+        """The artifact of a table (V, d): read if it was made before from the same inputs, else made and saved.
+
+        `head` and `tie` say how the model uses the table besides its input, see `measure_importance`.
+        """
+        key = artifact_key(table, backbone, codec, ratio, seed, head, tie)
+        directory = self.output_dir / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
         locks = self.output_dir / "locks"
         make_directory(locks)
         # Of jobs that need it at once, one makes it; the lock is freed if that one dies.
@@ -62,7 +69,7 @@ class ArtifactCache:
                     log.warning("making the artifact again: %s", error)
             check_reach(table, codec, ratio)
             parts = Parts(directory.with_name(f".{directory.name}.parts"))
-            importance = measure_importance(backbone, codec, len(table), seed, self.progress, parts)
+            importance = measure_importance(backbone, codec, len(table), seed, self.progress, parts, head, tie)
             compressed = compress_table(
                 table,
                 codec,
@@ -77,12 +84,10 @@ class ArtifactCache:
             parts.remove()
             return Artifact(compressed, directory, reused=False)
 
-    def _directory(self, table: Tensor, backbone: Backbone, codec: Codec, ratio: float, seed: int) -> Path:
-        key = artifact_key(table, backbone, codec, ratio, seed)
-        return self.output_dir / "artifacts" / f"{codec.name}_{ratio:g}x_seed{seed}_{key}"
 
-
-def artifact_key(table: Tensor, backbone: Backbone, codec: Codec, ratio: float | None, seed: int) -> str:
+def artifact_key(
+    table: Tensor, backbone: Backbone, codec: Codec, ratio: float | None, seed: int, *uses: bool | str
+) -> str:
     """A hash of everything that the bytes of an artifact depend on: inputs, code, libraries, arithmetic."""
     inputs = [
         code_hash(type(codec).__module__),
@@ -93,6 +98,7 @@ def artifact_key(table: Tensor, backbone: Backbone, codec: Codec, ratio: float |
         backbone.source(),  # the importance comes from the tokenizer and the model, not from the table alone
         None if ratio is None else float(ratio),
         seed,
+        uses,  # of the table besides the input
         str(torch.__version__),
         # Sums depend on how many threads add them up, and on the device.
         torch.get_num_threads(),

@@ -35,7 +35,9 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     table = backbone.table()
     if config.quality is None:
         check_reach(table, codec, config.ratio)
-    key = artifact_key(table, backbone, codec, config.ratio if config.quality is None else None, config.seed)
+    key = artifact_key(
+        table, backbone, codec, config.ratio if config.quality is None else None, config.seed, config.tie
+    )
     parts = Parts(output.absolute().with_name(f".{output.name}.{key}.parts"))
     with saying_what_is_kept(parts):
         compressed, goal = make_table(config, table, backbone, codec, parts)
@@ -63,7 +65,7 @@ def make_table(
     config: DictConfig, table: Tensor, backbone: Backbone, codec: Codec, parts: Parts
 ) -> tuple[CompressedTable, str]:
     """The compressed table of a ratio, or of a quality, and the goal in words."""
-    importance = measure_importance(backbone, codec, len(table), config.seed, config.progress, parts)
+    importance = measure_importance(backbone, codec, len(table), config.seed, config.progress, parts, tie=config.tie)
     settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}
     if config.quality is None:
         return compress_table(table, codec, config.ratio, parts=parts, **settings), f"{config.ratio:g}x"

@@ -1,19 +1,24 @@
 """The importance of a table's errors: row weights and error metric, as a codec's settings ask for them."""
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lighttoken.artifact.parts import NOT_KEPT, Parts
-from lighttoken.backbone.replace import find_embedding
-from lighttoken.codec.error_metric import backbone_metric
+from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.replace import find_embedding, shares_table
+from lighttoken.codec.error_metric import backbone_metric, damped
+from lighttoken.codec.fisher import Fisher, table_fisher
 from lighttoken.codec.interface import Codec, Importance, MetricCodec, WeightedCodec, resolve_device
-from lighttoken.codec.prior import Uniform, special_tokens
+from lighttoken.codec.prior import Corpus, Prior, Uniform, special_tokens
+from lighttoken.codec.texts import Texts
 from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
     from lighttoken.backbone.source import Backbone, LoadedBackbone
+
+LENGTH = 24  # tokens of a text
 
 
 def measure_importance(
@@ -23,42 +28,83 @@ def measure_importance(
     seed: int = 0,
     progress: bool = False,
     parts: Parts = NOT_KEPT,
+    head: bool | None = None,
+    tie: Tie = "compressed",
 ) -> Importance:
     """Row weights and error metric for the table of a backbone with so many rows.
 
-    The weights come from the codec's prior, through the backbone's tokenizer; the error metric from its hidden states
-    on random text; `parts` keeps it. No data is needed. Raises LighttokenError if the tokenizer does not fit the table.
+    The weights come from the codec's prior, through the backbone's tokenizer; the error metric from what the backbone
+    does with texts: its predictions if it has a `head` that predicts tokens (None: if its checkpoint has one), else its
+    hidden states. A head that shares the table, and keeps doing so (`tie`), also counts in the weights. No data is
+    needed. `parts` keeps what was measured. Raises LighttokenError if the tokenizer does not fit the table.
     """
-    # 1. Row weights from token frequencies.
+    # 1. Token frequencies.
     prior = codec.prior if isinstance(codec, WeightedCodec) else Uniform()
-    measures_metric = isinstance(codec, MetricCodec) and codec.error_metric == "backbone"
-    tokenizer = backbone.tokenizer(padding=False) if prior.reads_tokenizer or measures_metric else None
+    kind = codec.error_metric if isinstance(codec, MetricCodec) else "euclidean"
+    tokenizer = backbone.tokenizer(padding=False) if prior.reads_tokenizer or kind != "euclidean" else None
     prior = prior.resolved(tokenizer)
     frequencies = prior.frequencies(tokenizer, rows)
-    weights = prior.row_weights(frequencies)
+    settings = codec.importance_settings() | prior.settings()
+    if not isinstance(codec, MetricCodec) or kind == "euclidean":
+        return Importance(prior.row_weights(frequencies), None, settings)
 
-    # 2. The error metric from the backbone.
-    error_metric = None
-    if isinstance(codec, MetricCodec) and codec.error_metric == "backbone":
-        encoder = backbone.encoder()
-        try:
-            embedding = find_embedding(encoder)
-        except LighttokenError as error:  # as FSMT's encoder
-            raise LighttokenError(
-                f"{type(encoder).__name__} names no token embedding to measure the error metric at; set "
-                "codec.error_metric=euclidean"
-            ) from error
-        torch.nn.Module.to(encoder, resolve_device(codec.device))
-        measure = partial(
-            backbone_metric,
-            encoder,
-            embedding,
-            frequencies,
-            special_tokens(tokenizer),
-            sequences=codec.error_metric_sequences,
-            damping=codec.error_metric_damping,
-            seed=seed,
-            progress=progress,
-        )
-        error_metric = parts.get("error_metric", lambda: {"error_metric": measure()})["error_metric"]
-    return Importance(weights, error_metric, codec.importance_settings() | prior.settings())
+    # 2. What the backbone makes of errors.
+    if kind == "fisher" and (backbone.predicts_tokens() if head is None else head):
+        measured = parts.get("fisher", lambda: vars(_fisher(backbone, codec, prior, tokenizer, frequencies, seed, tie)))
+        fisher = Fisher(**measured)
+        weights = prior.row_weights(fisher.uses(frequencies))
+        return Importance(weights, damped(fisher.form, codec.error_metric_damping), settings)
+    measured = parts.get(
+        "error_metric",
+        lambda: {"error_metric": _backbone_metric(backbone, codec, tokenizer, frequencies, seed, progress)},
+    )
+    settings = {key: value for key, value in settings.items() if key != "texts"} | {"error_metric": "backbone"}
+    return Importance(prior.row_weights(frequencies), measured["error_metric"], settings)
+
+
+def _backbone_metric(
+    backbone: "Backbone | LoadedBackbone",
+    codec: MetricCodec,
+    tokenizer: Any,
+    frequencies: Tensor,
+    seed: int,
+    progress: bool,
+) -> Tensor:
+    encoder = backbone.encoder()
+    try:
+        embedding = find_embedding(encoder)
+    except LighttokenError as error:  # as FSMT's encoder
+        raise LighttokenError(
+            f"{type(encoder).__name__} names no token embedding to measure the error metric at; set "
+            "codec.error_metric=euclidean"
+        ) from error
+    torch.nn.Module.to(encoder, resolve_device(codec.device))
+    return backbone_metric(
+        encoder,
+        embedding,
+        frequencies,
+        special_tokens(tokenizer),
+        sequences=codec.error_metric_sequences,
+        length=LENGTH,
+        damping=codec.error_metric_damping,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _fisher(
+    backbone: "Backbone | LoadedBackbone",
+    codec: MetricCodec,
+    prior: Prior,
+    tokenizer: Any,
+    frequencies: Tensor,
+    seed: int,
+    tie: Tie,
+) -> Fisher:
+    model = backbone.language_model()
+    torch.nn.Module.to(model, resolve_device(codec.device))
+    texts = Texts(model, tokenizer, codec.error_metric_sequences, LENGTH, seed)
+    corpus = prior.texts() if isinstance(prior, Corpus) else None
+    ids = texts.make(codec.error_metric_texts, frequencies, corpus)
+    tied = tie == "compressed" and shares_table(model)
+    return table_fisher(model, find_embedding(model), tied, texts.batches(ids), seed)

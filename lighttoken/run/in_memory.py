@@ -26,15 +26,14 @@ def compress_model(
 ) -> PreTrainedModel:
     """Compress the token embedding of a model, in place; returns the model.
 
-    The row weights come from the tokenizer and the error metric from the model's hidden states, as in
-    `python -m lighttoken.compress`: the table is the same, for the same model, seed and number of threads. While it is
-    measured, a float32 copy of the model without its head is in memory. For `tie` see `swap_embedding`. Raises
-    LighttokenError as `compress_table` and `measure_importance` do.
+    The importance comes from the tokenizer and the model, as in `python -m lighttoken.compress`: the table is the same,
+    for the same model, seed and number of threads. While it is measured, a float32 copy of the model is in memory. For
+    `tie` see `swap_embedding`. Raises LighttokenError as `compress_table` and `measure_importance` do.
     """
     codec = find_codec(codec)
     table = find_embedding(model).weight.detach().float()
     check_reach(table, codec, ratio)
-    importance = measure_importance(LoadedBackbone(model, tokenizer), codec, len(table), seed, progress)
+    importance = measure_importance(LoadedBackbone(model, tokenizer), codec, len(table), seed, progress, tie=tie)
     compressed = compress_table(table, codec, ratio, importance=importance, seed=seed, progress=progress)
     return swap_embedding(model, compressed, tie)
 

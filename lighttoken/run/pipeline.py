@@ -181,7 +181,8 @@ def compress(run: Run) -> CompressedTable | None:
         record.add_artifact(record.table_bytes)
     else:
         cache = ArtifactCache(Path(config.output_dir), config.progress, run.loggers)
-        artifact = cache.get(run.table, run.backbone, run.codec, config.ratio, config.seed)
+        head = run.model.get_output_embeddings() is not None
+        artifact = cache.get(run.table, run.backbone, run.codec, config.ratio, config.seed, head, config.tie)
         compressed = artifact.compressed
         record.add_artifact(compressed.nbytes, artifact.directory, artifact.reused)
         record.tie = config.tie if shares_table(run.model) else None
