@@ -4,7 +4,7 @@ import torch
 
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.baselines.svd import SVD
-from lighttoken.run.artifacts import ArtifactCache, code_hash, reached_files
+from lighttoken.run.artifacts import artifact_key, code_hash, reached_files
 
 
 def test_the_code_of_a_codec_is_what_it_imports_and_what_makes_the_importance():
@@ -28,14 +28,14 @@ def test_a_codec_of_a_user_has_a_hash_of_its_own_and_changes_no_other(tmp_path, 
     assert "mycodec" not in sys.modules  # the code is read, not run
 
 
-def test_threads_are_counted_in_the_key(tmp_path, table, checkpoint):
+def test_threads_are_counted_in_the_key(table, checkpoint):
     """Sums differ in the last digits with the number of threads that add them up."""
-    cache, backbone = ArtifactCache(tmp_path), Backbone("x", path=str(checkpoint()))
+    backbone = Backbone("x", path=str(checkpoint()))
     keys, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 1):
             torch.set_num_threads(count)
-            keys.append(cache._directory(table, backbone, SVD(), 2.0, 0))
+            keys.append(artifact_key(table, backbone, SVD(), 2.0, 0))
     finally:
         torch.set_num_threads(threads)
     assert keys[0] == keys[2] != keys[1]
