@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from lighttoken.codec.error_metric import captured_rows, frozen
 from lighttoken.codec.texts import Batch
 
+# Of the row weights that follow from the uses of rows. Chosen on Gemma-3-270M at 2 bits a number, by the perplexity of
+# 3,000 tokens of WikiText-2 that no figure is quoted on: 0.45 1.118 of the original's, 0.7 1.088, 1 1.121.
+EXPONENT = 0.7
+
 
 @dataclass(frozen=True)
 class Fisher:

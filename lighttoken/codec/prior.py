@@ -29,6 +29,7 @@ WORDS = 100_000  # looked up of one language; all others are less than 2 % of te
 MIXED_WORDS = 20_000  # of one of several languages; rarer ones are below the floor
 UNSPACED = ("ja", "zh")  # written without spaces
 BATCH = 10_000
+EXPONENT = 0.45  # of row weights
 FORMATS = {".txt": "text", ".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 
 
@@ -36,17 +37,17 @@ FORMATS = {".txt": "text", ".parquet": "parquet", ".csv": "csv", ".jsonl": "json
 class Prior:
     """Token frequencies, and row weights from them: (frequency + floor) ** exponent, at mean 1.
 
-    The exponent tempers the prior; the floor is the frequency of a token that the prior has never seen. The defaults
-    leave the hidden states of unlabelled texts nearest to the original ones (`experiments/prior.py`).
+    The exponent tempers the prior, None: by `EXPONENT`; the floor is the frequency of a token that the prior has never
+    seen. The defaults leave the hidden states of unlabelled texts nearest to the original (`experiments/prior.py`).
     """
 
     name: ClassVar[str]
     reads_tokenizer: ClassVar[bool] = True
-    exponent: float = 0.45
+    exponent: float | None = None
     floor: float = 2e-6
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.exponent) and self.exponent >= 0):
+        if self.exponent is not None and not (math.isfinite(self.exponent) and self.exponent >= 0):
             raise LighttokenError(f"prior.exponent is {self.exponent}; it must be 0 or above, for example 0.45")
         if not (math.isfinite(self.floor) and self.floor > 0):
             raise LighttokenError(f"prior.floor is {self.floor}; it must be above 0, for example 2e-6")
@@ -54,6 +55,10 @@ class Prior:
     def settings(self) -> dict[str, Any]:
         """The inputs of the prior, as plain JSON values."""
         return {"prior": self.name, "exponent": self.exponent, "floor": self.floor}
+
+    def tempered(self, exponent: float) -> "Prior":
+        """This prior with the exponent, if it has none of its own."""
+        return replace(self, exponent=exponent) if self.exponent is None else self
 
     def resolved(self, tokenizer: Any) -> "Prior":
         """This prior with the settings that follow from the tokenizer."""
@@ -73,7 +78,7 @@ class Prior:
 
     def row_weights(self, frequencies: Float64[Tensor, " V"]) -> Float32[Tensor, " V"]:
         """Weights of mean 1."""
-        weights = (frequencies + self.floor) ** self.exponent
+        weights = (frequencies + self.floor) ** (EXPONENT if self.exponent is None else self.exponent)
         return (weights / weights.mean()).float()
 
 

@@ -1,5 +1,6 @@
 """The importance of a table's errors: row weights and error metric, as a codec's settings ask for them."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor
 from lighttoken.artifact.parts import NOT_KEPT, Parts
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.replace import find_embedding, shares_table
+from lighttoken.codec import fisher
 from lighttoken.codec.error_metric import backbone_metric, damped
-from lighttoken.codec.fisher import Fisher, table_fisher
 from lighttoken.codec.interface import Codec, Importance, MetricCodec, WeightedCodec, resolve_device
-from lighttoken.codec.prior import Corpus, Prior, Uniform, special_tokens
+from lighttoken.codec.prior import EXPONENT, Corpus, Prior, Uniform, special_tokens
 from lighttoken.codec.texts import Texts
 from lighttoken.errors import LighttokenError
 
@@ -44,22 +45,23 @@ def measure_importance(
     tokenizer = backbone.tokenizer(padding=False) if prior.reads_tokenizer or kind != "euclidean" else None
     prior = prior.resolved(tokenizer)
     frequencies = prior.frequencies(tokenizer, rows)
-    settings = codec.importance_settings() | prior.settings()
-    if not isinstance(codec, MetricCodec) or kind == "euclidean":
-        return Importance(prior.row_weights(frequencies), None, settings)
 
-    # 2. What the backbone makes of errors.
-    if kind == "fisher" and (backbone.predicts_tokens() if head is None else head):
-        measured = parts.get("fisher", lambda: vars(_fisher(backbone, codec, prior, tokenizer, frequencies, seed, tie)))
-        fisher = Fisher(**measured)
-        weights = prior.row_weights(fisher.uses(frequencies))
-        return Importance(weights, damped(fisher.form, codec.error_metric_damping), settings)
-    measured = parts.get(
-        "error_metric",
-        lambda: {"error_metric": _backbone_metric(backbone, codec, tokenizer, frequencies, seed, progress)},
-    )
-    settings = {key: value for key, value in settings.items() if key != "texts"} | {"error_metric": "backbone"}
-    return Importance(prior.row_weights(frequencies), measured["error_metric"], settings)
+    # 2. What the backbone makes of errors: in its predictions, in its hidden states, or nothing is asked of it.
+    settings, error_metric = codec.importance_settings(), None
+    if isinstance(codec, MetricCodec) and kind == "fisher" and (backbone.predicts_tokens() if head is None else head):
+        tensors = parts.get("fisher", lambda: vars(_fisher(backbone, codec, prior, tokenizer, frequencies, seed, tie)))
+        measured = fisher.Fisher(**tensors)
+        frequencies, prior = measured.uses(frequencies), prior.tempered(fisher.EXPONENT)
+        error_metric = damped(measured.form, codec.error_metric_damping)
+    elif isinstance(codec, MetricCodec) and kind != "euclidean":
+        measure = partial(_backbone_metric, backbone, codec, tokenizer, frequencies, seed, progress)
+        error_metric = parts.get("error_metric", lambda: {"error_metric": measure()})["error_metric"]
+        settings |= {"error_metric": "backbone"}
+        settings.pop("texts", None)
+
+    # 3. Row weights.
+    prior = prior.tempered(EXPONENT)
+    return Importance(prior.row_weights(frequencies), error_metric, settings | prior.settings())
 
 
 def _backbone_metric(
@@ -100,11 +102,11 @@ def _fisher(
     frequencies: Tensor,
     seed: int,
     tie: Tie,
-) -> Fisher:
+) -> fisher.Fisher:
     model = backbone.language_model()
     torch.nn.Module.to(model, resolve_device(codec.device))
     texts = Texts(model, tokenizer, codec.error_metric_sequences, LENGTH, seed)
     corpus = prior.texts() if isinstance(prior, Corpus) else None
     ids = texts.make(codec.error_metric_texts, frequencies, corpus)
     tied = tie == "compressed" and shares_table(model)
-    return table_fisher(model, find_embedding(model), tied, texts.batches(ids), seed)
+    return fisher.table_fisher(model, find_embedding(model), tied, texts.batches(ids), seed)
