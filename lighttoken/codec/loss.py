@@ -66,8 +66,13 @@ def table_errors(table: Table, rows: Table, weights: Weights) -> dict[str, float
     cosines = torch.cat([torch.cosine_similarity(x, y, dim=1) for x, y in chunks])
     rarest = weights.argsort(stable=True)[: max(1, len(table) // 10)]
     return {
-        "nmse": round(float(errors.mean()), 6),
-        "weighted_nmse": round(float((weights * errors).mean()), 6),
-        "rarest_nmse": round(float(errors[rarest].mean()), 6),
+        "nmse": _short(errors.mean()),
+        "weighted_nmse": _short((weights * errors).mean()),
+        "rarest_nmse": _short(errors[rarest].mean()),
         "cosine": round(float(cosines.mean()), 6),
     }
+
+
+def _short(error: Tensor) -> float:
+    """An error to six decimals, or to four digits where it is small, as at a ratio of 4."""
+    return round(float(error), 6) if float(error) > 1e-3 else float(f"{float(error):.4g}")

@@ -14,12 +14,13 @@ IDS = torch.arange(1, 19).view(2, 9)
 OTHER_IDS = torch.arange(30, 65).view(5, 7) % 11
 
 
-@pytest.fixture(params=["svd", TRELLIS], ids=["svd", "lighttoken"])
+@pytest.fixture(params=[("svd", 2.0), (TRELLIS, 2.0), (TRELLIS, 6.5)], ids=["svd", "integers", "trellis"])
 def model(request, make_model):
+    codec, ratio = request.param
     dense = make_model()
-    return swap_embedding(
-        dense, compress_table(dense.get_input_embeddings().weight, request.param, 2.0, progress=False)
-    ).eval()
+    compressed = compress_table(dense.get_input_embeddings().weight, codec, ratio, progress=False)
+    assert ("integers" in compressed.tensors) == (codec is TRELLIS and ratio == 2.0)
+    return swap_embedding(dense, compressed).eval()
 
 
 class LastHiddenState(torch.nn.Module):

@@ -96,7 +96,7 @@ class Plan:
             "tier_rows": rows.tolist(),
             "tier_bits": bits.tolist(),
             "bits_per_row": round(float((rows * bits).sum() / rows.sum()), 2),
-            "predicted": round(self.predicted, 4),
+            "predicted": float(f"{self.predicted:.4g}"),
         }
 
 
