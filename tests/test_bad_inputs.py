@@ -73,7 +73,7 @@ COMMANDS = {
     "a data folder that is not there": ["train", "task=sst2", "task.data_dir=nowhere", "codec=none"],
     "a sweep over a folder that is not there": ["train", "-m", "task=sst2", "task.data_dir=nowhere,here", "codec=none"],
     "a prior that is no group": ["compress", "codec.prior=zipf", "output=o"],
-    "a prior for a codec without one": ["compress", "codec=opq", "codec/prior=zipf", "output=o"],
+    "a prior for a codec without one": ["compress", "codec=scalar", "codec/prior=zipf", "output=o"],
     "a corpus without a file": ["compress", "codec/prior=corpus", "output=o"],
     "a negative exponent": ["compress", "codec.prior.exponent=-1", "output=o"],
     "a language that is no list": ["compress", "codec.prior.languages=de", "output=o"],

@@ -36,7 +36,7 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
         (["codec.prior=zipf"], "codec.prior=zipf names a config of a group: write codec/prior=zipf"),
         (["codec=scalar", "codec/prior=zipf"], "codec=scalar has no prior; leave out codec/prior"),
         (["codec/schedule=linear"], "codec=lighttoken has no schedule; leave out codec/schedule"),
-        (["codec.prior.languages=de"], "codec.prior.languages is 'de'; it must be a list in brackets"),
+        (["codec.prior.languages=de"], "codec.prior.languages is 'de'; it must be a list in brackets or null"),
         (
             ["trainer.accumulate_grad_batches=2"],
             "trainer.accumulate_grad_batches is not set so far and is added, not overridden: "

@@ -87,7 +87,7 @@ def _encode_rows(
         for tier, count in enumerate(counts.tolist()):
             for part in ids[tiers[ids] == tier].split(ROWS_PER_CHUNK if count else len(tiers)):
                 bar.update(len(part))
-                if count:
+                if count and len(part):
                     r = low[tier, :count].to(coordinates.device)
                     spacing = gain[tier, :count] * torch.exp2(-r.to(gain)) / 4
                     path, u = search_integers(coordinates[part, :count], spacing, r)
