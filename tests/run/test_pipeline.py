@@ -185,7 +185,7 @@ def test_the_uncompressed_run_and_a_compressed_one_start_from_the_same_head_and_
     _, reference, _ = train("codec=none", "trainer.max_epochs=3")
     lossless = ["codec=svd", "codec.rank=4", "codec.coefficient_precision=float32", "codec.matrix_precision=float32"]
     _, record, _ = train(*lossless, "trainer.max_epochs=3")
-    assert record["compression"]["nmse"] == 0
+    assert record["compression"]["nmse"] < 1e-12  # of rounding to float32
     assert record["metrics"]["val/loss"] == pytest.approx(reference["metrics"]["val/loss"], rel=1e-4)
 
 

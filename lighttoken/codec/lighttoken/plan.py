@@ -33,7 +33,8 @@ PRECISION_ERROR = {"int4": 0.006, "int8": 4e-5, "float16": 1e-8}
 INTEGER_LEVEL = 1.25
 LEAST_RATE = 0.02  # bits per coefficient: directions of a lower rate get none
 LEAST_INTEGER = 2.0  # directions of a lower rate are no integers
-BISECTIONS = 30
+FLOAT16_BELOW = 100 * PRECISION_ERROR["int8"]  # predicted errors above it gain under a hundredth by a float16 decoder
+BISECTIONS = 20
 ROWS_PER_CHUNK = 2048
 PRIOR_ROWS = 64  # weight of the common spectrum, in rows, when a tier's spectrum is estimated
 
@@ -124,6 +125,9 @@ def plan_budget(
         allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, state_bits)
         smallest = allocation.smallest("int4")
         for choice in PRECISIONS if precision is None else (precision,):
+            best = min((plan.predicted for plan in plans if plan), default=0.0)
+            if precision is None and choice == "float16" and best > FLOAT16_BELOW:
+                continue
             plan = allocation.within(budget.tensor_bytes, choice, integers=False)
             plans.append(plan)
             # Only rates that the trellis serves badly make it worth while to look at integers.
