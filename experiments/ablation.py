@@ -22,15 +22,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from experiments.hidden_states import cosine, hidden_states, read_batches
 from experiments.rows import RowFile
+from experiments.similarity import spearman
 from lighttoken import compress_table, measure_importance
 from lighttoken.codec.interface import Importance
 from lighttoken.codec.lighttoken.method import LightToken
@@ -59,21 +57,6 @@ def errors(table: Tensor, rows: Tensor, full: Importance) -> dict[str, float]:
     seen = ((error @ full.error_metric.float()) * error).sum(1) / variance / full.error_metric.trace().float()
     means = {"nmse": plain, "weighted_nmse": weights * plain, "metric_nmse": weights * seen}
     return {name: float(values.mean()) for name, values in means.items()}
-
-
-@torch.no_grad()
-def stsb_spearman(model: PreTrainedModel, tokenizer: object, path: Path) -> float:
-    """Zero-shot: cosine of mean-pooled last hidden states against the similarity of STS-B's validation pairs."""
-    frame = pd.read_parquet(path)
-    texts = [*frame.sentence1, *frame.sentence2]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors = torch.empty(len(texts), model.config.hidden_size)
-    for positions in (order[i : i + 64] for i in range(0, len(order), 64)):
-        batch = tokenizer([texts[i] for i in positions], padding=True, truncation=True, return_tensors="pt")
-        mask = batch["attention_mask"].unsqueeze(2)
-        vectors[positions] = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    similarity = torch.cosine_similarity(*vectors.split(len(frame)))
-    return float(spearman_corrcoef(similarity, torch.tensor(frame.label.to_numpy())))
 
 
 def main() -> None:
@@ -112,7 +95,7 @@ def main() -> None:
             model.get_input_embeddings().weight.copy_(rows)
         scores = {task: cosine(hidden_states(model, batches[task]), original[task]) for task in TASKS}
         values = {"ratio": compressed.ratio, **errors(table, rows, full), **scores}
-        values["stsb_spearman"] = stsb_spearman(model, tokenizer, arguments.data / "stsb/validation.parquet")
+        values["stsb_spearman"] = spearman(backbone, rows, arguments.data / "stsb/validation.parquet")
         values |= {"cosine": sum(scores.values()) / len(scores), "seconds": seconds}
         results.add(row | {key: f"{value:.5g}" for key, value in values.items()})
 

@@ -2,7 +2,7 @@
 
     python -m experiments.damaged_files experiments/DATED-FOLDER [--iterations 1000] [--start 0]
 
-Every iteration damages one of six small artifacts, or the checkpoint, in one way that its number draws, half of them
+Every iteration damages one of eight small artifacts, or the checkpoint, in one way that its number draws, half of them
 with the hash made to fit again. It then loads the files, decodes all rows and shows the content, as `lighttoken.show`
 does. Prints the number of each outcome; writes damaged_files.csv, with the first iteration of each kind:
 `--start N --iterations 1` runs that one again and prints its message. Exit code 1: an outcome that must not be.
@@ -52,7 +52,7 @@ CHECKPOINT_SHARE = 10  # one iteration of so many damages the checkpoint, which 
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """An artifact of each form, two of the form levels, and a checkpoint. Returns their folders."""
+    """An artifact of each form, two of the forms trellis and levels, and a checkpoint. Returns their folders."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(ROWS, DIM, generator=generator) * torch.linspace(2, 0.2, DIM)
 
@@ -82,11 +82,14 @@ def make_folders(folder: Path) -> list[Path]:
     tables = {
         "bits": by_hand(Bits(), codes=bits, decoder=decoder, decoder_scale=decoder_scale, **factors),
         "trellis": compress_table(table, trellis, 2.0, progress=False),
+        "integers": compress_table(floats(ROWS, 32), trellis, 2.0, progress=False),
+        "blocks": compress_table(floats(ROWS, 32), "gguf", 2.0, progress=False),
         "codebooks": by_hand(Codebooks(), codes=codes(ROWS, 2), **books),
         "levels": by_hand(Levels(), **quantize_rows(floats(50, DIM), 4)),
         "levels, kept": by_hand(Levels(), **quantize_rows(floats(50, DIM), 8), kept=pack_bits(torch.arange(ROWS) < 49)),
         "cores": by_hand(Cores(), **{name: core.half() for name, core in cores.items()}),
     }
+    assert "integers" in tables["integers"].tensors
     sizes = {"hidden_size": DIM, "intermediate_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = BertModel(BertConfig(vocab_size=ROWS, max_position_embeddings=8, **sizes))
     swap_embedding(model, tables["trellis"]).save_pretrained(folder / "checkpoint")

@@ -23,16 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import matplotlib
 import numpy as np
 import torch
-from torchmetrics.regression import SpearmanCorrCoef
 from tqdm import tqdm
 
 from experiments.process import peak_mb, reset_peak_mb, run_alone
 from experiments.quantizers import Quantized, faiss_prq, klt_lloyd_max
 from experiments.rows import Row, RowFile, markdown
+from experiments.similarity import spearman
 from experiments.tables import bound_nmse
 from lighttoken import compress_table, measure_importance
 from lighttoken.artifact.table import CompressedTable
@@ -42,8 +41,6 @@ from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.paper.method import LightTokenPaper
 from lighttoken.config.schema import load_backbone
 from lighttoken.errors import LighttokenError
-from lighttoken.run.libraries import quiet_libraries
-from lighttoken.tasks.similarity import SentenceSimilarity
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -135,25 +132,12 @@ def run_point(
         "cosine": round(float(torch.cosine_similarity(table, rows).mean()), 5),
         "bound_nmse": round(bound, 5),
         "gap_db": round(10 * math.log10(nmse / bound), 3) if nmse else "",
-        "stsb_spearman": round(stsb_spearman(backbone, rows, Path(arguments.data) / "stsb/validation.parquet"), 4),
+        "stsb_spearman": round(spearman(backbone, rows, Path(arguments.data) / "stsb/validation.parquet"), 4),
         "sst2_accuracy": sst2_accuracy(backbone, rows, arguments) if arguments.task == "sst2" else "",
         "seconds": round(seconds, 1),
         "peak_memory_mb": round(memory),
     }
     return row | {name: round(float(part.mean()), 4) for name, part in zip(TENTHS, by_frequency, strict=True)}
-
-
-def stsb_spearman(backbone: Backbone, rows: torch.Tensor, path: Path) -> float:
-    """Zero-shot: the score of `task=sts` on STS-B's validation pairs, with these rows as the table."""
-    quiet_libraries(progress=False)
-    columns, metrics = ["sentence1", "sentence2"], {"spearman": SpearmanCorrCoef()}
-    data = SentenceSimilarity(backbone.tokenizer(), "sts", columns, metrics, file=str(path))
-    data.setup()
-    model = data.make_model(backbone)
-    model.get_input_embeddings().weight.data.copy_(rows)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    (scores,) = L.Trainer(accelerator="cpu", **quiet).validate(data.scorer(model, model), data, verbose=False)
-    return scores["val/spearman"]
 
 
 def sst2_accuracy(backbone: Backbone, rows: torch.Tensor, arguments: argparse.Namespace) -> float:

@@ -1,5 +1,6 @@
-"""How numbers are stored: bits eight to a byte, matrices in float32, float16, int8 or int4."""
+"""How numbers are stored: bits eight to a byte, bytes deflated, matrices in float32, float16, int8 or int4."""
 
+import zlib
 from typing import Literal, get_args
 
 import torch
@@ -51,6 +52,23 @@ def read_words(codes: UInt8[Tensor, "n bytes"], count: int, bits: int) -> Int64[
         return codes.long()
     values = 1 << torch.arange(bits, device=codes.device)
     return (unpack_bits(codes, count * bits).unflatten(-1, (count, bits)).long() * values).sum(-1)
+
+
+def deflate(values: UInt8[Tensor, " n"]) -> UInt8[Tensor, " bytes"]:
+    """Bytes, deflated."""
+    return torch.frombuffer(bytearray(zlib.compress(values.cpu().numpy().tobytes(), 9)), dtype=torch.uint8)
+
+
+def inflate(packed: UInt8[Tensor, " bytes"], count: int, name: str) -> UInt8[Tensor, " count"]:
+    """Undo `deflate`. Raises ValueError if it does not hold `count` bytes of `name`; unpacks no more than these."""
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(packed.cpu().numpy().tobytes(), count + 1)
+    except zlib.error as error:
+        raise ValueError(f"{name}: {error}") from error
+    if len(content) != count or not stream.eof or stream.unused_data:
+        raise ValueError(f"{name} of {'more' if len(content) >= count else len(content)} bytes instead of {count}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def quantize(

@@ -16,12 +16,13 @@ Fischer 1990; the bit-shift trellis with a computed codebook is that of QTIP, Ts
 of a row do not depend on each other: any coefficient of any row can be read alone.
 """
 
-import zlib
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
+
+from lighttoken.artifact.packing import deflate, inflate
 
 MAX_VECTOR = 8  # most coefficients of a step
 MAX_STATE_BITS = 16  # a window lies within three bytes then, wherever it starts
@@ -59,22 +60,12 @@ def unpack_steps(steps: UInt8[Tensor, "T s"]) -> tuple[Int64[Tensor, "T s"], Int
 def pack_tiers(tiers: UInt8[Tensor, " V"]) -> UInt8[Tensor, " bytes"]:
     """Tiers below 16 as bytes: two to a byte, then deflate, which gains from runs of ids of one tier."""
     even = torch.nn.functional.pad(tiers.cpu(), (0, len(tiers) % 2)).view(-1, 2)
-    content = (even[:, 0] | even[:, 1] << 4).numpy().tobytes()
-    return torch.frombuffer(bytearray(zlib.compress(content, 9)), dtype=torch.uint8)
+    return deflate(even[:, 0] | even[:, 1] << 4)
 
 
 def unpack_tiers(packed: UInt8[Tensor, " bytes"], rows: int) -> UInt8[Tensor, " rows"]:
-    """Undo `pack_tiers`. Raises ValueError if the bytes do not hold so many rows; unpacks no more than these."""
-    nbytes, stream = -(-rows // 2), zlib.decompressobj()
-    try:
-        content = stream.decompress(packed.cpu().numpy().tobytes(), nbytes + 1)
-    except zlib.error as error:
-        raise ValueError(f"tiers: {error}") from error
-    if len(content) > nbytes or stream.unused_data:
-        raise ValueError(f"tiers of more than {rows} rows")
-    if len(content) < nbytes or not stream.eof:
-        raise ValueError(f"tiers of {2 * len(content)} rows instead of {rows}")
-    pairs = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    """Undo `pack_tiers`. Raises ValueError if the bytes do not hold so many rows."""
+    pairs = inflate(packed, -(-rows // 2), f"tiers of {rows} rows")
     return torch.stack([pairs & 15, pairs >> 4], 1).flatten()[:rows]
 
 
@@ -139,26 +130,38 @@ def read_coefficients(
     before = torch.arange(BLOCK, device=ids.device) < place_in_block.unsqueeze(1)
     starts = index["blocks"][block] + (lengths[tiers.view(-1, BLOCK)[block].long()] * before).sum(1)
 
-    # 2. The bytes of each row, shifted so that its first bit is a byte's first: windows then lie alike in a tier.
-    # Behind the last row, bytes are read again that nothing uses.
-    columns = LEAD + shift_right(starts, 3).unsqueeze(1) + index["columns"]
-    pairs = stream[columns.clamp_max(len(stream) - 1)].int()
-    row = shift_right(pairs[:, :-1] * 2**8 + pairs[:, 1:], (8 - (starts & 7)).int().unsqueeze(1)) & 255
+    # 2. Words of three bytes at every byte of each row, behind two bytes of zeros that the first windows reach into.
+    words = words_of(bytes_of_rows(stream, starts + 8 * LEAD, index["columns"]))
 
-    # 3. Words of three bytes at every byte, behind two bytes of zeros that the first windows reach into.
-    row = torch.nn.functional.pad(row, (2, 1))
-    words = row[:, :-2] * 2**16 + row[:, 1:-1] * 2**8 + row[:, 2:]
-
-    # 4. The window of each coefficient: the word that it ends in, shifted to the window's last bit.
+    # 3. The window of each coefficient: the word that it ends in, shifted to the window's last bit.
     last = index["position"] + 15  # bit of the window, counted from the zeros
     words = words.gather(1, (shift_right(last, 3) - 2).clamp_min(0).long()[tier])
     state = shift_right(words, (7 - (last & 7))[tier])
 
-    # 5. The state's vector in the codebook, times the gain.
+    # 4. The state's vector in the codebook, times the gain.
     book = index["book"]
     entry = (state & (len(book) - 1)) * MAX_VECTOR + index["component"].int()[tier]
     gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, index["step"].long())
     return book.flatten().index_select(0, entry.flatten()).view_as(entry) * gains[tier]
+
+
+def bytes_of_rows(
+    stream: UInt8[Tensor, " N"], starts: Int64[Tensor, " n"], columns: Int64[Tensor, " b"]
+) -> Int32[Tensor, "n _"]:
+    """The bytes of rows, b - 1 of each, that start at bits of a stream: a row's first bit becomes a byte's highest.
+
+    Behind the end of the stream its last byte is read again, which nothing uses.
+    """
+    shift_right = torch.bitwise_right_shift
+    places = shift_right(starts, 3).unsqueeze(1) + columns
+    pairs = stream[places.clamp_max(len(stream) - 1)].int()
+    return shift_right(pairs[:, :-1] * 2**8 + pairs[:, 1:], (8 - (starts & 7)).int().unsqueeze(1)) & 255
+
+
+def words_of(rows: Int32[Tensor, "n b"]) -> Int32[Tensor, "n _"]:
+    """Words of three bytes: the one at byte j of a row ends with it, and begins with zeros for the first two bytes."""
+    rows = torch.nn.functional.pad(rows, (2, 1))
+    return rows[:, :-2] * 2**16 + rows[:, 1:-1] * 2**8 + rows[:, 2:]
 
 
 def pack_stream(bits: Tensor) -> UInt8[Tensor, " bytes"]:

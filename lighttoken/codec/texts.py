@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,21 +26,15 @@ class Texts:
 
     model: Any
     tokenizer: Any
+    mask: int | None  # the mask token of a masked model; None for a decoder
     count: int
     length: int
     seed: int
 
-    @property
+    @cached_property
     def special(self) -> tuple[list[int], list[int]]:
         """Ids before and after a text."""
         return special_tokens(self.tokenizer)
-
-    @property
-    def mask(self) -> int | None:
-        """The mask of a masked model; None for a decoder."""
-        return (
-            None if type(self.model).__name__.endswith(("ForCausalLM", "LMHeadModel")) else self.tokenizer.mask_token_id
-        )
 
     @property
     def inner(self) -> slice:

@@ -51,7 +51,7 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
             if watch and (now := _changes(folders)) != changes:
                 changes, left_out = now, {}
                 write_report(gather(folders, left_out), output, WATCH_SECONDS, linked, left_out, page_only=True)
-    except (KeyboardInterrupt, Interrupted):  # the end that the user was told of
+    except (KeyboardInterrupt, Interrupted):  # the end that the printed line names
         if watch:  # the last page does not reload itself
             left_out = {}
             write_report(gather(folders, left_out), output, None, linked, left_out)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lighttoken.artifact.parts import NOT_KEPT, Parts
 from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.language_model import is_masked
 from lighttoken.backbone.replace import find_embedding, shares_table
 from lighttoken.codec import fisher
 from lighttoken.codec.error_metric import backbone_metric, damped
@@ -105,7 +106,14 @@ def _fisher(
 ) -> fisher.Fisher:
     model = backbone.language_model()
     torch.nn.Module.to(model, resolve_device(codec.device))
-    texts = Texts(model, tokenizer, codec.error_metric_sequences, LENGTH, seed)
+    masked = is_masked(model.config)
+    if masked and tokenizer.mask_token_id is None:
+        raise LighttokenError(
+            f"the tokenizer of {type(model).__name__}, a masked model, has no mask token; set and save it, or set "
+            "codec.error_metric=backbone"
+        )
+    mask = tokenizer.mask_token_id if masked else None
+    texts = Texts(model, tokenizer, mask, codec.error_metric_sequences, LENGTH, seed)
     corpus = prior.texts() if isinstance(prior, Corpus) else None
     ids = texts.make(codec.error_metric_texts, frequencies, corpus)
     tied = tie == "compressed" and shares_table(model)

@@ -1,7 +1,7 @@
 """Semantic textual similarity, zero-shot: the cosine of two sentences' vectors against a judged similarity."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lighttoken.backbone.source import Backbone
 from lighttoken.errors import LighttokenError
@@ -23,22 +23,14 @@ class SentenceSimilarity(ZeroShotData):
     """Pairs of sentences and a number that says how alike they are, as STS-B (Cer et al., SemEval 2017)."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        text_columns: Sequence[str],
-        metrics: Mapping[str, Metric],
-        label_column: str = "label",
-        prefix: str = "",
-        pooling: Pooling | None = None,
-        **kwargs: Any,
+        self, *args: Any, label_column: str = "label", prefix: str = "", pooling: Pooling | None = None, **kwargs: Any
     ):
         """`prefix` stands before every sentence, as models like E5 expect it.
 
         `pooling`: `mean` of the last hidden states, or `cls`, the first of them. Without it, what the checkpoint's
         folder says for sentence-transformers, else the mean.
         """
-        super().__init__(tokenizer, name, text_columns, metrics, **kwargs)
+        super().__init__(*args, **kwargs)
         self.label_columns, self.prefix, self.pooling = [label_column], prefix, pooling
 
     def make_model(self, backbone: Backbone) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """Tasks that train nothing: the rows of one file or of one split of a data set, and the module that scores a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lighttoken.codec.prior import FORMATS
 from lighttoken.errors import LighttokenError
@@ -26,10 +26,7 @@ class ZeroShotData(TaskData):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        text_columns: Sequence[str],
-        metrics: Mapping[str, Metric],
+        *args: Any,
         file: str | None = None,
         hub_id: str | None = None,
         hub_config: str | None = None,
@@ -40,7 +37,7 @@ class ZeroShotData(TaskData):
 
         A .txt or .raw file is one row with one text. A .parquet, .csv, .jsonl or .json file has columns.
         """
-        super().__init__(tokenizer, name, text_columns, metrics, **kwargs)
+        super().__init__(*args, **kwargs)
         self.file, self.hub_id, self.hub_config, self.split = file, hub_id, hub_config, split
 
     def read_splits(self) -> DatasetDict:

@@ -78,11 +78,11 @@ def test_tiers_survive_packing(rows):
 
 def test_tiers_of_another_table_or_damaged_are_refused():
     packed = pack_tiers(torch.zeros(10, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="tiers of 10 rows instead of 20"):
+    with pytest.raises(ValueError, match="tiers of 20 rows of 5 bytes instead of 10"):
         unpack_tiers(packed, 20)
-    with pytest.raises(ValueError, match="tiers of more than 8 rows"):
+    with pytest.raises(ValueError, match="tiers of 8 rows of more bytes instead of 4"):
         unpack_tiers(packed, 8)
-    with pytest.raises(ValueError, match="tiers of more than 10 rows"):
+    with pytest.raises(ValueError, match="tiers of 10 rows of more bytes instead of 5"):
         unpack_tiers(torch.cat([packed, packed[:1]]), 10)
     with pytest.raises(ValueError, match="tiers"):
         unpack_tiers(packed[:-6], 10)
@@ -98,7 +98,7 @@ def test_a_step_is_one_byte(vector, bits):
 def test_tiers_that_unpack_to_much_are_refused_without_being_unpacked():
     bomb = torch.frombuffer(bytearray(zlib.compress(bytes(50_000_000), 1)), dtype=torch.uint8)
     tracemalloc.start()
-    with pytest.raises(ValueError, match="tiers of more than 600 rows"):
+    with pytest.raises(ValueError, match="tiers of 600 rows of more bytes instead of 300"):
         unpack_tiers(bomb, 600)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

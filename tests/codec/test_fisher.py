@@ -27,7 +27,8 @@ def texts(make_model, tokenizer):
         with torch.no_grad():
             find_embedding(model).weight.mul_(8)  # a new model predicts all tokens alike
         tokenizer.mask_token = "[UNK]"
-        return Texts(model, tokenizer, count, length, seed=0)
+        mask = None if architecture == "gpt2" else tokenizer.mask_token_id
+        return Texts(model, tokenizer, mask, count, length, seed=0)
 
     return make
 
