@@ -8,6 +8,7 @@ dealt out as trellis steps of k bits for v coefficients.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -236,25 +237,30 @@ class _Allocation:
         steps, longest = dealt.steps, max(1, *map(len, dealt.steps))
         packed = torch.zeros(len(steps), longest, dtype=torch.uint8)
         gain = torch.zeros(len(steps), longest)
-        error, scale = self.moments.clone(), self.spectrum.clamp_min(1e-30)
+        errors, spectrum = self.moments.tolist(), self.spectrum.clamp_min(1e-30).tolist()
         for tier, tier_steps in enumerate(steps):
-            first, moments = 0, self.moments[tier]
+            first, error = 0, errors[tier]
+            left = INTEGER_LEVEL * level / float(self.weight[tier])
             rates = torch.tensor([k / max(vector, 1) for vector, k in tier_steps])
             distortions = trellis_distortion(rates, self.state_bits).tolist()
-            for j, (vector, k) in enumerate(tier_steps):
-                part = slice(first, first + max(vector, 1))
+            for j, ((vector, k), distortion) in enumerate(zip(tier_steps, distortions, strict=True)):
+                end = first + max(vector, 1)
                 packed[tier, j] = pack_step(vector, k) if vector else INTEGER_STEP + k
                 if vector == 0:
-                    left = INTEGER_LEVEL * level / float(self.weight[tier])
-                    gain[tier, j] = 4 * 2**k * (left / DISTORTION / scale[first]).sqrt()
-                    error[tier, part] = left + PRECISION_ERROR[precision] * moments[part]
+                    gain[tier, j] = 4 * 2**k * math.sqrt(left / DISTORTION / spectrum[first])
+                    error[first] = left + PRECISION_ERROR[precision] * error[first]
                 elif k:
                     # A decoded coefficient has the variance that the code keeps, in units of the decoder's row.
-                    gain[tier, j] = ((1 - distortions[j]) * moments[part] / scale[part]).mean().sqrt()
-                    error[tier, part] *= distortions[j] + PRECISION_ERROR[precision] * (1 - distortions[j])
-                first = part.stop
+                    ratios = [
+                        moment / variance
+                        for moment, variance in zip(error[first:end], spectrum[first:end], strict=True)
+                    ]
+                    gain[tier, j] = math.sqrt((1 - distortion) * fmean(ratios))
+                    lost = distortion + PRECISION_ERROR[precision] * (1 - distortion)
+                    error[first:end] = [lost * moment for moment in error[first:end]]
+                first = end
         mass = self.rows * self.weight
-        predicted = float((mass @ error).sum() / (mass @ self.moments).sum().clamp_min(1e-30))
+        predicted = float((mass @ torch.tensor(errors)).sum() / (mass @ self.moments).sum().clamp_min(1e-30))
         nbytes = self._bytes(dealt, precision)
         return Plan(self.tiers, packed, gain, _rank(steps), precision, nbytes, dealt.integers, predicted)
 
