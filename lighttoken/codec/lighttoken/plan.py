@@ -35,8 +35,8 @@ INTEGER_LEVEL = 1.25
 LEAST_RATE = 0.02  # bits per coefficient: directions of a lower rate get none
 LEAST_INTEGER = 2.0  # directions of a lower rate are no integers
 FLOAT16_BELOW = 100 * PRECISION_ERROR["int8"]  # predicted errors above it gain under a hundredth by a float16 decoder
-# Integers must lower the predicted error to this share. True errors are below the predicted ones: at high rates by up to
-# 27 % for the trellis and 17 % for integers (8,667 rows of MiniLM-L6, 6x to 25x, 8 and 12 state bits).
+# Integers must lower the predicted error to this share. True errors are below the predicted ones: at high rates by up
+# to 27 % for the trellis and 17 % for integers (8,667 rows of MiniLM-L6, 6x to 25x, 8 and 12 state bits).
 WORTH = 0.87
 BISECTIONS = 20
 ROWS_PER_CHUNK = 2048
