@@ -24,7 +24,7 @@ SHAPED += ("codec.paper", "codec.refine")
 install_import_hook([f"lighttoken.{name}" for name in SHAPED], "beartype.beartype")
 
 WORDS = ["a", "bad", "film", "good", "great", "movie", "not", "plot", "the", "very", "was", "worst"]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *(f"word{i}" for i in range(184))]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *(f"word{i}" for i in range(183)), "[MASK]"]
 SIZES = {
     "vocab_size": len(VOCABULARY),
     "hidden_size": 32,
@@ -65,7 +65,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 

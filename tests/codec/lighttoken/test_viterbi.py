@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lighttoken.artifact.trellis import codebook
+from lighttoken.codec.lighttoken import compiled
 from lighttoken.codec.lighttoken.viterbi import new_bits, search
 
 BITS = [1, 3, 2, 1]
@@ -61,3 +62,24 @@ def test_rows_are_searched_alike_in_any_company():
         return search(list(part.split(2, 1)), books, [2] * 6, 12)
 
     assert torch.equal(states(rows)[130:140], states(rows[130:140]))
+
+
+@pytest.mark.parametrize("state_bits", [4, 8, 12])
+@pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+def test_the_compiled_search_gives_the_bits_of_the_plain_one(state_bits, monkeypatch):
+    vectors, bits = [8, 4, 2, 1, 1, 8, 2], [1, 2, 3, 4, 2, 1, 1]
+    targets = [torch.randn(203, v) for v in vectors]
+    books = [codebook(state_bits)[:, :v] for v in vectors]
+    compiled_path = search(targets, books, bits, state_bits)
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert torch.equal(search(targets, books, bits, state_bits), compiled_path)
+
+
+def test_without_a_working_compiler_the_log_says_so_and_the_plain_search_is_used(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    with caplog.at_level("INFO"):
+        assert compiled.library.__wrapped__() is None
+    assert "the search of codes runs in PyTorch" in caplog.text
+    assert "absent" in caplog.text
+    assert not list((tmp_path / "lighttoken").iterdir())
