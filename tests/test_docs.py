@@ -59,7 +59,13 @@ def test_every_block_has_a_known_language():
     assert [name for name, _ in blocks("text")] == ["CONTRIBUTING.md"], "only the layout is neither shell nor Python"
 
 
-@pytest.mark.parametrize("example", [pytest.param(text, id=name) for name, text in blocks("python")])
+def examples():
+    """Those of the README are run by `make test`, the others by `make test-all`."""
+    for name, text in blocks("python"):
+        yield pytest.param(text, id=name, marks=[] if name.startswith("README") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("example", examples())
 def test_python_example_runs(example, model, tokenizer):
     from transformers import AutoModel
 

@@ -40,10 +40,8 @@ def test_the_earlier_name_of_show_still_works(name, tmp_path):
     assert done.stderr.startswith("error: no artifact at")
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("compress", "report", "show")]
-
-
-@pytest.mark.parametrize("door", ["train", *OTHERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["train", "compress", "report", "show"])
 def test_a_door_runs_as_a_script_too(door, tmp_path):
     """As an IDE runs it: the folder of the script comes first among the folders that Python imports from."""
     done = python(str(ROOT / "lighttoken" / f"{door}.py"), "--help", cwd=tmp_path)
@@ -59,6 +57,7 @@ def test_every_public_name_is_there():
         _ = lighttoken.nothing
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_configs_and_works_from_any_folder(tmp_path):
     built = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT))
     assert built.returncode == 0, built.stdout + built.stderr
@@ -77,6 +76,7 @@ def test_a_wheel_holds_the_configs_and_works_from_any_folder(tmp_path):
     assert where.startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LighttokenConfig", "measure_importance", "swap_embedding"])
 def test_a_name_can_be_the_first_that_loads_transformers(name):
     assert python("-c", f"from lighttoken import {name}").returncode == 0

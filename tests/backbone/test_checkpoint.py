@@ -89,12 +89,9 @@ def test_a_deep_copy_saves_and_loads(make_model, tmp_path):
 LOAD = "from transformers import AutoModel; AutoModel.from_pretrained({folder!r})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "order",
-    [
-        pytest.param("import lighttoken; " + LOAD, marks=pytest.mark.slow),
-        "import transformers.modeling_utils, lighttoken; " + LOAD,
-    ],
+    "order", ["import lighttoken; " + LOAD, "import transformers.modeling_utils, lighttoken; " + LOAD]
 )
 def test_lighttoken_may_be_imported_before_or_after_transformers(make_model, tmp_path, order):
     swapped(make_model()).save_pretrained(tmp_path)

@@ -35,7 +35,10 @@ class LastHiddenState(torch.nn.Module):
 DYNAMIC = {"input_ids": {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=39)}}
 
 
-@pytest.mark.parametrize("mode", ["packed", "materialized"])
+MODES = ["packed", pytest.param("materialized", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_torch_export_for_any_batch(model, mode):
     model.get_input_embeddings().set_mode(mode)
     program = torch.export.export(LastHiddenState(model), (IDS,), dynamic_shapes=DYNAMIC).module()
@@ -44,7 +47,7 @@ def test_torch_export_for_any_batch(model, mode):
             torch.testing.assert_close(program(ids), model(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["packed", "materialized"])
+@pytest.mark.parametrize("mode", MODES)
 def test_onnx_for_any_batch(model, mode, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="install lighttoken[dev]")
     model.get_input_embeddings().set_mode(mode)

@@ -54,10 +54,12 @@ FAMILIES = {
     "Gemma": (DECODER | {"head_dim": 16}, CAUSAL),
     "Gemma3Text": (DECODER | {"head_dim": 16}, CAUSAL),
 }
+# Models that others stand for, but for `make test-all`.
+ALIKE = {"Roberta", "XLMRoberta", "DistilBert", "Electra", "ModernBert", "Bart", "Llama", "Gemma"}
 IDS = torch.cat([torch.randint(3, 190, (2, 8), generator=torch.Generator().manual_seed(0)), torch.full((2, 1), 199)], 1)
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in FAMILIES])
 def family(request):
     return request.param
 

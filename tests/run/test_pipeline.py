@@ -51,6 +51,9 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize(
+    "architecture", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "deberta"))]
+)
 def test_a_run_leaves_exactly_these_files(train, architecture):
     out, record, folder = train(architecture=architecture)
     assert files(folder) == {
@@ -365,6 +368,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
     assert not checkpoint.exists()  # the run is done; the same command starts a new one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", ["best_checkpoint", "early_stopping"])
 @pytest.mark.parametrize("phase", ["training", "evaluation"])
 def test_a_killed_run_goes_on_to_the_epoch_that_held_out_rows_choose(train, monkeypatch, callback, phase):

@@ -55,9 +55,9 @@ def test_more_states_give_a_smaller_error(table):
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize(("ratio", "accuracy"), [(8.1, 0.15), (8, 0.15), (16, 0.06), (24, 0.06)])
+@pytest.mark.parametrize(("ratio", "accuracy"), [(8.1, 0.15), (8, 0.15), (16, 0.06), (24, 0.08)])
 def test_the_plan_predicts_the_error(table, ratio, accuracy):
-    # At 4 bits a number the fitted distortion of steps is off by up to 12 %, either way, with the plan that is chosen.
+    # The plan takes the windows of all steps to be full. In these short rows, many are not: up to 8 % is lost on them.
     summary = compress(table, ratio).summary
     centred = float((table - table.mean(0)).square().mean() / table.var())
     assert summary["nmse"] == pytest.approx(summary["predicted"] * centred, rel=accuracy)
