@@ -47,7 +47,10 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of processes that a test starts
-    monkeypatch.setattr("lighttoken.codec.languages.WORDS", 200)  # the detection of languages takes seconds otherwise
+    # Token frequencies take seconds otherwise.
+    monkeypatch.setattr("lighttoken.codec.prior.WORDS", 5_000)
+    monkeypatch.setattr("lighttoken.codec.prior.MIXED_WORDS", 2_000)
+    monkeypatch.setattr("lighttoken.codec.languages.WORDS", 200)
     torch.manual_seed(0)
 
 

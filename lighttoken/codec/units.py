@@ -84,7 +84,7 @@ class Units:
 
 def find_units(table: Float32[Tensor, "V d"]) -> Units:
     """The units of a table."""
-    mean = table.mean(0, dtype=torch.float64)
+    mean = torch.stack([rows.sum(0, dtype=torch.float64) for rows in table.split(ROWS_PER_CHUNK)]).sum(0) / len(table)
     squares, peak = 0.0, 0.0
     for rows in table.split(ROWS_PER_CHUNK):
         centred = rows.double() - mean
@@ -93,6 +93,6 @@ def find_units(table: Float32[Tensor, "V d"]) -> Units:
     if float(mean.abs().max()) > MOST_MEAN * math.sqrt(squares / table.numel()):
         offset = mean.float()
     else:
-        peak = float(table.abs().max())
+        peak = float(torch.stack([rows.abs().max() for rows in table.split(ROWS_PER_CHUNK)]).max())
     ordinary = peak == 0 or LEAST <= peak < MOST
     return Units(0 if ordinary else math.frexp(peak)[1], offset)

@@ -6,11 +6,6 @@ from lighttoken import LighttokenError
 from lighttoken.codec.prior import Corpus, Uniform, WordFrequency, Zipf, special_tokens
 
 
-@pytest.fixture(autouse=True)
-def _fewer_words(monkeypatch):
-    monkeypatch.setattr("lighttoken.codec.prior.WORDS", 5_000)
-
-
 def of(frequencies, tokenizer, token):
     return float(frequencies[tokenizer.convert_tokens_to_ids(token)])
 

@@ -1,7 +1,7 @@
-"""The compiled search of the trellis code: `viterbi.cpp`, built once for a machine by its C++ compiler.
+"""The compiled searches of both codes: `viterbi.cpp`, built once for a machine by its C++ compiler.
 
-It takes a third to a fourteenth of the time of the plain search, least at high rates, and gives the same bits.
-Without a compiler the plain one is used.
+They take a third to a fourteenth of the time of the plain searches, least at high rates, and give the same bits.
+Without a compiler the plain ones are used.
 """
 
 import ctypes
@@ -11,14 +11,15 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Int64, UInt8
 from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn.functional import pad
@@ -58,7 +59,7 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def search(
+def search_trellis(
     targets: Float[Tensor, "n m"],
     vectors: Sequence[int],
     bits: Sequence[int],
@@ -77,11 +78,35 @@ def search(
 
     def call(part: tuple[Tensor, Tensor]) -> None:
         source, found = part
-        native.search(
+        native.search_trellis(
             *(ctypes.c_void_p(source.data_ptr()), len(source), m, numbers(*vectors), numbers(*bits), steps),
             *(state_bits, *tables, ctypes.c_void_p(found.data_ptr())),
         )
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # ctypes lets the other threads run
-        list(pool.map(call, zip(lanes.split(ROWS_PER_CALL // LANES), path.split(ROWS_PER_CALL // LANES), strict=True)))
+    _in_threads(call, zip(lanes.split(ROWS_PER_CALL // LANES), path.split(ROWS_PER_CALL // LANES), strict=True))
     return path.transpose(1, 2).reshape(-1, steps)[:rows]
+
+
+def search_integers(cost: Float[Tensor, "G 4 n"], grids: Int64[Tensor, " transitions"]) -> UInt8[Tensor, "G n"]:
+    """`integers._best_path` on the CPU, likewise."""
+    native, (steps, _, count), states = library(), cost.shape, len(grids) // 2
+    assert native is not None
+    costs, numbers = pad(cost, (0, -count % LANES)).contiguous(), grids.int().contiguous()
+    rows = costs.shape[2]
+    path = torch.empty(steps, rows, dtype=torch.uint8)
+
+    def call(first: int) -> None:
+        native.search_integers(
+            *(ctypes.c_void_p(costs.data_ptr() + 4 * first), steps, ctypes.c_int64(rows)),
+            *(ctypes.c_int64(min(ROWS_PER_CALL, rows - first)), ctypes.c_void_p(numbers.data_ptr()), states),
+            ctypes.c_void_p(path.data_ptr() + first),
+        )
+
+    _in_threads(call, range(0, rows, ROWS_PER_CALL))
+    return path[:, :count]
+
+
+def _in_threads(call: Callable[[Any], None], parts: Iterable[Any]) -> None:
+    """As many threads as torch has: ctypes lets the others run."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(call, parts))

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from lighttoken.artifact.integers import DELAY, MAX_HIGH, STATES, fold, offsets, unfold
+from lighttoken.codec.lighttoken import compiled
 
 ROWS_PER_CHUNK = 512  # whose path costs fit into a cache
 # Squared error over that of the distance between neighbours on all four grids: measured on Gaussian coefficients.
@@ -53,6 +54,8 @@ def _branches(points: Float[Tensor, "G n"], low: Int64[Tensor, " G"]) -> tuple[T
 def _best_path(cost: Float[Tensor, "G 4 n"]) -> UInt8[Tensor, "G n"]:
     """The path bits of least total cost. A state is the last `DELAY` path bits, the newest lowest."""
     grids = _grids().to(cost.device)
+    if cost.device.type == "cpu" and compiled.library():
+        return compiled.search_integers(cost, grids)
     total = cost.new_full((STATES, cost.shape[2]), torch.inf)
     total[0] = 0
     origins = []

@@ -30,7 +30,7 @@ def search(
     factors = [-2 * book for book in books]
     if targets[0].device.type == "cpu" and max(bits) <= compiled.MAX_BITS and compiled.library():
         vectors = [book.shape[1] for book in books]
-        return compiled.search(torch.cat(list(targets), 1), vectors, bits, factors, norms, state_bits)
+        return compiled.search_trellis(torch.cat(list(targets), 1), vectors, bits, factors, norms, state_bits)
     rows_per_chunk = max(16, WORK_SPACE.get(targets[0].device.type, WORK_SPACE["cpu"]) // states)
     path = torch.empty(len(targets[0]), len(bits), dtype=torch.int32, device=targets[0].device)
     chunks = zip(path.split(rows_per_chunk), *(target.split(rows_per_chunk) for target in targets), strict=True)

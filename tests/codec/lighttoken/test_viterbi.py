@@ -5,6 +5,7 @@ import torch
 
 from lighttoken.artifact.trellis import codebook
 from lighttoken.codec.lighttoken import compiled
+from lighttoken.codec.lighttoken.integers import search_integers
 from lighttoken.codec.lighttoken.viterbi import new_bits, search
 
 BITS = [1, 3, 2, 1]
@@ -83,3 +84,12 @@ def test_without_a_working_compiler_the_log_says_so_and_the_plain_search_is_used
     assert "the search of codes runs in PyTorch" in caplog.text
     assert "absent" in caplog.text
     assert not list((tmp_path / "lighttoken").iterdir())
+
+
+@pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+def test_the_compiled_search_of_integers_gives_the_bits_of_the_plain_one(monkeypatch):
+    targets, low = torch.randn(75, 40) * 9, torch.full((40,), 2)
+    found = search_integers(targets, torch.ones(40), low)
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    for ours, plain in zip(found, search_integers(targets, torch.ones(40), low), strict=True):
+        assert torch.equal(ours, plain)
