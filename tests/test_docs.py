@@ -77,7 +77,10 @@ def test_python_example_runs(example, model, tokenizer):
         assert AutoModel.from_pretrained("DIR").get_input_embeddings().ratio == compressed.ratio
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+SHELL = [pytest.param(line, marks=[pytest.mark.slow] * ("quality=" in line)) for line in COMMANDS]  # a search for a ratio
+
+
+@pytest.mark.parametrize("line", SHELL)
 def test_shell_example_works(line, request):
     words = shlex.split(line, comments=True)
     words = [words[0].removeprefix(".venv/bin/"), *words[1:]]

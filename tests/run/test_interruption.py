@@ -80,10 +80,8 @@ def settings(sst2) -> list[str]:
     return [*data, "codec=svd", "ratio=2", "logger=none", "callbacks={}"]
 
 
-SLOW_SIGNALS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP)]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, *SLOW_SIGNALS])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_training_that_a_signal_ends_says_what_is_kept(start, settings, number):
     process = start("train", *settings, "resume=true")
     wait_for(lambda: any(Path("outputs/resume").glob("*/last.ckpt")), process)

@@ -237,6 +237,7 @@ def test_a_cache_that_cannot_be_written_is_not_a_bad_file(tokenizer, sst2, compo
         data.setup()
 
 
+@pytest.mark.slow
 def test_glue_all_runs_the_nine_tasks_and_writes_their_average(train, tmp_path):
     for task in TEXTS:
         write(tmp_path / "data" / task, task, "parquet")
