@@ -77,7 +77,8 @@ def test_python_example_runs(example, model, tokenizer):
         assert AutoModel.from_pretrained("DIR").get_input_embeddings().ratio == compressed.ratio
 
 
-SHELL = [pytest.param(line, marks=[pytest.mark.slow] * ("quality=" in line)) for line in COMMANDS]  # a search for a ratio
+# A quality takes a search for the ratio.
+SHELL = [pytest.param(line, marks=[pytest.mark.slow] * ("quality=" in line)) for line in COMMANDS]
 
 
 @pytest.mark.parametrize("line", SHELL)
