@@ -1,7 +1,7 @@
 """The compiled searches of both codes: `viterbi.cpp`, built once for a machine by its C++ compiler.
 
-They give the same bits as the plain searches, 4 to 13 times sooner with 12 state bits (most at high rates), 2 to 9 times
-with fewer, and 12 to 17 times for integers. Without a compiler the plain ones are used.
+They give the same bits as the plain searches, 4 to 13 times sooner with 12 state bits (most at high rates), 2 to 9
+times with fewer, and 12 to 17 times for integers. Without a compiler the plain ones are used.
 """
 
 import ctypes
