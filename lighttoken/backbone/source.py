@@ -159,9 +159,14 @@ class Backbone:
         return model
 
     def predicts_tokens(self) -> bool:
-        """Whether the checkpoint is a decoder, or a masked model, with its head: by the class that its config names."""
+        """Whether the checkpoint is a decoder, or a masked model that has its head.
+
+        Encoders of sentence-transformers often name a class with a head that was not saved.
+        """
         config = self._load(AutoConfig)
-        return not config.is_encoder_decoder and _predicts((config.architectures or [""])[0])
+        if config.is_encoder_decoder or not _predicts((config.architectures or [""])[0]):
+            return False
+        return not is_masked(config) or not self._load_weights(AutoModelForMaskedLM)[1].new
 
     def pooling(self) -> str | None:
         """How sentence-transformers would pool this checkpoint's hidden states; None if its folder does not say."""
@@ -170,10 +175,10 @@ class Backbone:
     def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
         """Write the model with the compressed table, and all other files of its checkpoint.
 
-        Heads and precision stay the same. Weights that the model's class does not have, as the pooler of a BERT that
-        is saved as a masked language model, are written as they are. A checkpoint or an artifact in the folder is
-        replaced as a whole, or not at all after an error. Returns the bytes of the weights before and after. Raises
-        LighttokenError if the folder cannot be written.
+        Heads and precision stay the same; a head that the checkpoint lacks is not made up. Weights that the model's
+        class does not have, as the pooler of a BERT that is saved as a masked language model, are written as they are.
+        A checkpoint or an artifact in the folder is replaced as a whole, or not at all after an error. Returns the
+        bytes of the weights before and after. Raises LighttokenError if the folder cannot be written.
         """
         names = self._load(AutoConfig).architectures or ["AutoModelForCausalLM" if self.gguf_file else "AutoModel"]
         if not hasattr(transformers, names[0]):
@@ -181,6 +186,9 @@ class Backbone:
                 f"transformers has no {names[0]}, which model={self.label} says it is; correct config.json"
             )
         model, report = self._load_weights(getattr(transformers, names[0]), dtype="auto")
+        body = f"{model.base_model_prefix}."
+        if model.base_model is not model and not all(name.startswith(body) for name in report.new):
+            model, report = self._load_weights(AutoModel, dtype="auto")  # the head was not saved
         source = self._folder()
         rest = read_tensors(source, report.unused)
         before = model.get_memory_footprint(return_buffers=False) + sum(tensor.nbytes for tensor in rest.values())

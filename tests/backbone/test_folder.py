@@ -51,6 +51,13 @@ def test_weights_that_the_named_class_does_not_have_are_kept(make_model, compres
     )
 
 
+def test_a_head_that_the_config_names_and_the_checkpoint_lacks_is_not_made_up(make_model, compress):
+    source, target = compress(make_model("bert", AutoModel), architectures=["BertForMaskedLM"])
+    assert not Backbone("x", path=str(source)).predicts_tokens()
+    assert json.loads((target / "config.json").read_bytes())["architectures"] == ["BertModel"]
+    assert not [name for name in load_file(target / "model.safetensors") if name.startswith("cls.")]
+
+
 def test_weights_in_pytorchs_own_format_are_kept_too(make_model, compress, tokenizer, tmp_path):
     model = make_model("bert", AutoModelForPreTraining)
     source, _ = compress(model)
