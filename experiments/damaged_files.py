@@ -78,7 +78,7 @@ def make_folders(folder: Path) -> list[Path]:
     factors = {"left": left, "left_scale": left_scale, "right": floats(3, DIM).half()}
     cores = {"codes": floats(1, 6, 2, 3), "core1": floats(3, 6, 2, 4), "core2": floats(4, 6, 2, 1)}
     books = {"codebooks": floats(4, 16, 2).half(), "rotation": floats(DIM, DIM).half()}
-    trellis = LightToken(state_bits=6, tiers=2, decoder_precision="int8")
+    trellis = LightToken(state_bits=6, tiers=2)
     tables = {
         "bits": by_hand(Bits(), codes=bits, decoder=decoder, decoder_scale=decoder_scale, **factors),
         "trellis": compress_table(table, trellis, 2.0, progress=False),

@@ -71,7 +71,7 @@ def lighttoken_default(table: torch.Tensor, ratio: float, importance: Importance
 def _quantized(compressed: CompressedTable) -> Quantized:
     summary = compressed.summary
     if compressed.codec == "lighttoken":
-        sizes = f"rank {summary['rank']}, {len(summary['tier_rows'])} tiers, {summary['decoder_precision']}"
+        sizes = f"rank {summary['rank']}, {len(summary['tier_rows'])} tiers"
     else:
         names = [name for name in ("rank", "words", "word_bits", "bits", "rows") if name in summary]
         sizes = ", ".join(f"{name} {summary[name]}" for name in names)

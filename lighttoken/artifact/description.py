@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from lighttoken.errors import LighttokenError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MAX_JSON = 3_000_000  # bytes; in memory, a JSON can be 30 times as large
 MAX_ROWS = 2**22  # four times the largest vocabulary in use; what a form's index needs stays below 100 MB
 _TYPES = {"codec": str, "form": dict, "source_sha256": str, "settings": dict, "summary": dict, "versions": dict}
@@ -56,10 +56,10 @@ def check_version(where: str, version: Any) -> None:
     """
     if type(version) is not int:
         raise ValueError(f"format_version is {_seen(version)} instead of an integer")
-    if version not in (4, FORMAT_VERSION):
+    if not 4 <= version <= FORMAT_VERSION:
         cure = "update lighttoken" if version > FORMAT_VERSION else "compress the table again"
         raise LighttokenError(
-            f"{where} has format version {shorten(str(version))}, this lighttoken reads 4 and {FORMAT_VERSION}; {cure}"
+            f"{where} has format version {shorten(str(version))}, this lighttoken reads 4 to {FORMAT_VERSION}; {cure}"
         )
 
 

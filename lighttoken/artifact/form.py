@@ -38,7 +38,7 @@ class Form:
     def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
         """Raise ValueError if tensors of the right layout have a content that no table has."""
 
-    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
+    def index(self, tensors: Tensors, vocab_size: int, dim: int) -> dict[str, Tensor]:
         """Tensors that `read` needs besides the stored ones and that follow from them; names start with `INDEX`."""
         return {}
 

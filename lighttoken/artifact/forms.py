@@ -36,7 +36,7 @@ from lighttoken.artifact.layout import (
     matrix_layout,
     shape_of,
 )
-from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, word_bits
+from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, unpack_levels, word_bits
 from lighttoken.artifact.trellis import (
     LEAD,
     MAX_STATE_BITS,
@@ -98,7 +98,7 @@ class Trellis(LinearForm):
     tiers    (bytes,) uint8          the tier of each row, packed
     steps    (T, s) uint8            what each tier's bits mean
     gain     (T, s) int8             the scale of each step's coefficients, with `.scale` (T, 1)
-    decoder  (m, d)                  what a coefficient adds to a row
+    decoder  (bytes,) uint8          what a coefficient adds to a row: levels (m, d), packed, with `.scale` (m, 1)
     integers (N,) uint8, optional    the stream of `artifact.integers`, where the steps say that there are integers
     lengths  (bytes,) uint8          the bits of each row in it, packed
     """
@@ -113,16 +113,25 @@ class Trellis(LinearForm):
     def layout(self, tensors: Tensors, vocab_size: int, dim: int) -> Layout:
         if not 1 <= self.state_bits <= MAX_STATE_BITS:
             raise ValueError(f"state_bits is {self.state_bits} instead of 1 to {MAX_STATE_BITS}")
-        (m, _), (tiers, steps) = shape_of(tensors, "decoder", 2), shape_of(tensors, "steps", 2)
+        coded = "decoder" in tensors and tensors["decoder"].ndim == 1
+        m, _ = shape_of(tensors, "decoder.scale" if coded else "decoder", 2)
+        if m > dim:
+            raise ValueError(f"a decoder of {m} rows for a table of {dim} columns")
+        tiers, steps = shape_of(tensors, "steps", 2)
         if not (1 <= tiers <= MAX_TIERS and 1 <= steps <= max(m, 1)):
             raise ValueError(f"steps has shape {(tiers, steps)} instead of 1 to {MAX_TIERS} tiers of 1 to {m} steps")
-        layout = bias_layout(tensors, dim) | matrix_layout(tensors, "decoder", m, dim)
+        layout = bias_layout(tensors, dim)
+        if coded:
+            layout |= {"decoder": (shape_of(tensors, "decoder", 1), BYTES), "decoder.scale": ((m, 1), SCALES)}
+        else:  # before format 6
+            layout |= matrix_layout(tensors, "decoder", m, dim)
         layout |= {"steps": ((tiers, steps), BYTES), "gain": ((tiers, steps), INT8), "gain.scale": ((tiers, 1), SCALES)}
         streams = ["codes", "tiers"] + (["integers", "lengths"] if "integers" in tensors else [])
         return layout | {name: (shape_of(tensors, name, 1), BYTES) for name in streams}
 
     def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
-        m, steps, tiers = len(tensors["decoder"]), tensors["steps"], unpack_tiers(tensors["tiers"], vocab_size)
+        m, steps, tiers = self._rank(tensors), tensors["steps"], unpack_tiers(tensors["tiers"], vocab_size)
+        read_matrix(tensors, "decoder", dim)
         if int(tiers.max()) >= len(steps):
             raise ValueError(f"rows of tier {int(tiers.max())} and steps of shape {tuple(steps.shape)}")
         vectors, bits = unpack_steps(steps)
@@ -143,13 +152,21 @@ class Trellis(LinearForm):
                     f"integers has shape {tuple(tensors['integers'].shape)}, which the lengths do not fill"
                 )
 
-    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
+    def index(self, tensors: Tensors, vocab_size: int, dim: int) -> dict[str, Tensor]:
         tiers, steps = unpack_tiers(tensors["tiers"].cpu(), vocab_size), tensors["steps"].cpu()
-        index = make_index(tiers, steps, self.state_bits, len(tensors["decoder"]))
+        index = make_index(tiers, steps, self.state_bits, self._rank(tensors))
+        if tensors["decoder"].ndim == 1:
+            levels = unpack_levels(tensors["decoder"], self._rank(tensors), dim, "decoder")
+            index["levels"] = levels if bool((levels.abs() > 127).any()) else levels.to(torch.int8)
         if "integers" in tensors:
             integers = integer_index(self._lengths(tensors, tiers), *integer_steps(steps))
             index |= {INTEGERS + name: tensor for name, tensor in integers.items()}
         return {INDEX + name: tensor for name, tensor in index.items()}
+
+    def basis(self, tensors: Tensors, dim: int) -> Float[Tensor, "m d"]:
+        if tensors["decoder"].ndim == 1:  # else it is trained, or of an earlier format
+            return tensors[INDEX + "levels"].float() * tensors["decoder.scale"]
+        return read_matrix(tensors, "decoder", dim)
 
     def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
         index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
@@ -160,6 +177,10 @@ class Trellis(LinearForm):
         of_integers = {name.removeprefix(INTEGERS): tensor for name, tensor in index.items()}
         integers = read_integers(ids, index["tiers"][ids].long(), tensors["integers"], gain, of_integers)
         return coefficients + torch.nn.functional.pad(integers, (0, coefficients.shape[1] - integers.shape[1]))
+
+    def _rank(self, tensors: Tensors) -> int:
+        """Rows of the decoder."""
+        return len(tensors["decoder" if tensors["decoder"].ndim == 2 else "decoder.scale"])
 
     def _lengths(self, tensors: Tensors, tiers: UInt8[Tensor, " V"]) -> Int64[Tensor, " V"]:
         """Bits of the rows in the stream of integers."""
@@ -233,7 +254,7 @@ class Levels(Form):
             if rows != marks + 1:
                 raise ValueError(f"{rows} rows for {marks} ids that have their own")
 
-    def index(self, tensors: Tensors, vocab_size: int) -> dict[str, Tensor]:
+    def index(self, tensors: Tensors, vocab_size: int, dim: int) -> dict[str, Tensor]:
         if "kept" in tensors:
             kept = unpack_bits(tensors["kept"].cpu(), vocab_size)
             return {f"{INDEX}rows": kept.cumsum(0).mul_(kept)}

@@ -70,7 +70,7 @@ class CompressedTable:
     def index(self) -> dict[str, Tensor]:
         """What `form.read` needs besides the stored tensors."""
         with torch.device("cpu"):  # whatever the default is
-            return self.form.index(self.tensors, self.shape[0])
+            return self.form.index(self.tensors, *self.shape)
 
     @torch.no_grad()
     def decode(self, ids: Tensor | Sequence | None = None) -> Float32[Tensor, "*ids d"]:

@@ -48,7 +48,7 @@ class StoredConfig(QuantizationConfigMixin):
     """
 
     tie: Tie
-    tensors: dict[str, tuple[str, list[int]]]  # type and shape
+    tensors: dict[str, list[Any]]  # type and shape
     sha256: str
 
     def __init__(self, /, **description: Any):
@@ -64,11 +64,15 @@ class StoredConfig(QuantizationConfigMixin):
     @classmethod
     def of(cls, compressed: CompressedTable, tie: Tie) -> "StoredConfig":
         """The config of a compressed table."""
-        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in compressed.tensors.items()}
-        tensors = {name: [types[name], list(tensor.shape)] for name, tensor in compressed.tensors.items()}
-        config = cls(**compressed.describe(), tie=tie, tensors=tensors)
-        config.sha256 = config.digest(compressed.tensors)
+        config = cls(**compressed.describe(), tie=tie)
+        config.describe(compressed.tensors)
         return config
+
+    def describe(self, tensors: Mapping[str, Tensor]) -> None:
+        """Describe these tensors."""
+        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        self.tensors = {name: [types[name], list(tensor.shape)] for name, tensor in tensors.items()}
+        self.sha256 = self.digest(tensors)
 
     def empty_table(self) -> CompressedTable:
         """The compressed table with tensors that have no content.
@@ -86,7 +90,7 @@ class StoredConfig(QuantizationConfigMixin):
             tensors = {name: _without_content(name, described) for name, described in self.tensors.items()}
             return CompressedTable.from_description(description, tensors, "the checkpoint's table")
 
-    def digest(self, tensors: dict[str, Tensor]) -> str:
+    def digest(self, tensors: Mapping[str, Tensor]) -> str:
         """SHA-256, in hex, of the description, as transformers writes config.json, and of the tensors' content."""
         description = {name: value for name, value in vars(self).items() if name not in ("sha256", "quant_method")}
         content = serialize_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -162,7 +166,7 @@ class LighttokenQuantizer(HfQuantizer):
         path, embedding = _find(model)
         if not embedding.codes.is_meta:
             config = self.quantization_config  # the model's config, written after this, holds it
-            config.sha256 = config.digest(embedding.compressed_table().tensors)
+            config.describe(embedding.compressed_table().tensors)
         if isinstance(model.get_output_embeddings(), CompressedHead):
             model.config.tie_word_embeddings = True  # libraries that compare weights by address take them for two
         state = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{path}.trained.")}

@@ -78,8 +78,9 @@ class CompressedEmbedding(Storage):
     def set_trainable(self, names: tuple[str, ...]) -> None:
         """Train these stored matrices and no others; matrices that were trained before are stored first."""
         current = self.compressed_table()
-        for name in self.trained:
-            getattr(self, buffer_name(name)).copy_(as_integers(name, current.tensors[name]))
+        if self.trained:
+            self.store({name: current.tensors[name] for name in self.trained})
+            self.make_index()
         present = [name for name in names if name in current.tensors and current.tensors[name].numel()]
         matrices = {name: current.matrix(name).clone() for name in present}
         if "bias" in matrices:
@@ -155,7 +156,7 @@ class CompressedEmbedding(Storage):
         return {matrix: max(size / table_size, 1e-3) for matrix, size in sizes.items()}
 
     def compressed_table(self) -> CompressedTable:
-        """The compressed table as it is now, fine-tuned or not: as many bytes on disk as before."""
+        """The compressed table as it is now, fine-tuned or not: about as many bytes on disk as before."""
         return replace(self.description, tensors=self.trained.into(self.views()))
 
     def stored_buffers(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lighttoken.artifact.packing import dequantize, precision_of, quantize
+from lighttoken.artifact.packing import Precision, precision_of, quantize, rounded
 from lighttoken.artifact.table import CompressedTable
 
 # Floats are stored as integers of the same bits: a model's .half(), or a loader's dtype, must not round them.
@@ -33,6 +33,13 @@ class Storage(nn.Module):
             self.register_buffer(buffer_name(name), as_integers(name, tensor).clone())
         self.register_buffer("like", torch.empty(0), persistent=False)
         self._index: tuple[str, ...] = ()
+        self._stored = self.views()
+
+    def store(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace stored tensors; deflated ones may have another length than before."""
+        for name, tensor in tensors.items():
+            self._stored_as[name] = (tensor.dtype, tensor.shape)
+            setattr(self, buffer_name(name), as_integers(name, tensor).to(self.codes.device).clone())
         self._stored = self.views()
 
     def views(self) -> dict[str, Tensor]:
@@ -78,24 +85,28 @@ class Overlay(nn.ParameterDict):
     cast of the model rounds the copies.
     """
 
-    def rounded(self, name: str, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """A trained matrix in the precision, and with the scale, of the stored one."""
-        matrix = self[name].detach().float()
-        precision = precision_of(stored[name])
-        return quantize(matrix.view(-1, matrix.shape[-1]), precision, scale=stored.get(f"{name}.scale"))
-
     def over(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors with the trained matrices in place, as floats with gradients."""
         tensors = dict(stored)
         for name, matrix in self.items():
-            rounded = dequantize(*self.rounded(name, stored), matrix.shape[-1]).view_as(matrix)
-            tensors[name] = matrix.float() + (rounded - matrix.detach().float())
+            values = matrix.detach().float()
+            as_stored = rounded(*self._like(values, name, stored)).view_as(values)
+            tensors[name] = matrix.float() + (as_stored - values)
             tensors.pop(f"{name}.scale", None)
         return tensors
 
     def into(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The stored tensors with the trained matrices in place, in the stored types."""
-        return dict(stored) | {name: self.rounded(name, stored)[0].view_as(stored[name]) for name in self}
+        """The stored tensors with the trained matrices in place, in the stored types; deflated, of other bytes."""
+        tensors = dict(stored)
+        for name, matrix in self.items():
+            values, precision, scale = self._like(matrix.detach().float(), name, stored)
+            levels, _ = quantize(values, precision, scale=scale)
+            tensors[name] = levels if precision == "deflated" else levels.view_as(stored[name])
+        return tensors
+
+    def _like(self, matrix: Tensor, name: str, stored: Mapping[str, Tensor]) -> tuple[Tensor, Precision, Tensor | None]:
+        """A trained matrix, and the precision and the scale of the stored one."""
+        return matrix.view(-1, matrix.shape[-1]), precision_of(stored[name]), stored.get(f"{name}.scale")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Overlay":
         copies = {name: matrix.data for name, matrix in self.items()}

@@ -18,7 +18,7 @@ from lighttoken.codec.lighttoken.method import LightToken
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "format_4"
 IDS = torch.arange(1, 19).view(2, 9)
-TRELLIS = LightToken(state_bits=6, tiers=2, decoder_precision="int8")  # a plan without a search
+TRELLIS = LightToken(state_bits=6, tiers=2)  # a plan without a search
 
 
 def swapped(model, codec=TRELLIS):

@@ -18,7 +18,7 @@ from lighttoken.codec.paper.method import LightTokenPaper
 
 TRAINER = partial(L.Trainer, max_steps=20, accelerator="cpu", devices=1, log_every_n_steps=20)
 QUICK = LightTokenPaper(rank=2, stage_bits=24, batch_size=64, trainer=TRAINER)
-TRELLIS = LightToken(state_bits=6, tiers=2, decoder_precision="int8")  # a plan without a search
+TRELLIS = LightToken(state_bits=6, tiers=2)  # a plan without a search
 
 
 @pytest.fixture

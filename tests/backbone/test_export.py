@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM
 from lighttoken import compress_table, swap_embedding
 from lighttoken.codec.lighttoken.method import LightToken
 
-TRELLIS = LightToken(state_bits=6, tiers=2, decoder_precision="int8")  # a plan without a search
+TRELLIS = LightToken(state_bits=6, tiers=2)  # a plan without a search
 IDS = torch.arange(1, 19).view(2, 9)
 OTHER_IDS = torch.arange(30, 65).view(5, 7) % 11
 

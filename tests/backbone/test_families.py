@@ -19,7 +19,7 @@ from lighttoken.backbone.embedding import CompressedHead, set_trainable
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.codec.lighttoken.method import LightToken
 
-TRELLIS = LightToken(state_bits=6, tiers=2, decoder_precision="int8")  # a plan without a search
+TRELLIS = LightToken(state_bits=6, tiers=2)  # a plan without a search
 ENCODER = {
     "vocab_size": 200,
     "hidden_size": 32,

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 TRAINER = partial(L.Trainer, max_steps=5, accelerator="cpu", devices=1, log_every_n_steps=5)
 QUICK = {  # settings of the codecs that take long with those of their own
-    "lighttoken": LightToken(state_bits=6, tiers=2, decoder_precision="int8"),
+    "lighttoken": LightToken(state_bits=6, tiers=2),
     "lighttoken_paper": LightTokenPaper(stage_bits=64, trainer=TRAINER, batch_size=128),
     "compositional_codes": CompositionalCodes(steps=5),
     "lsq": LSQ(bits=4, max_words=2),

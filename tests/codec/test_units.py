@@ -8,7 +8,7 @@ from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.loss import table_errors
 from lighttoken.codec.units import Units, find_units
 
-QUICK = LightToken(state_bits=6, tiers=2, decoder_precision="int8")
+QUICK = LightToken(state_bits=6, tiers=2)
 
 
 def compress(table, codec=QUICK, **settings):

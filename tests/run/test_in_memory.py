@@ -9,8 +9,8 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from lighttoken import LighttokenConfig, LighttokenError, compress_model, compress_table, load_table
 from lighttoken.codec.lighttoken.method import LightToken
 
-CODEC = LightToken(state_bits=6, tiers=2, decoder_precision="int8", error_metric_sequences=16)
-SETTINGS = ["codec.state_bits=6", "codec.tiers=2", "codec.decoder_precision=int8", "codec.error_metric_sequences=16"]
+CODEC = LightToken(state_bits=6, tiers=2, error_metric_sequences=16)
+SETTINGS = ["codec.state_bits=6", "codec.tiers=2", "codec.error_metric_sequences=16"]
 
 
 def test_it_makes_the_table_that_the_command_makes(command, make_model, tokenizer):

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lighttoken.artifact.integers import INTEGER_STEP
-from lighttoken.artifact.packing import Precision, stored_bytes
+from lighttoken.artifact.packing import stored_bytes
 from lighttoken.artifact.trellis import LEAD, pack_step, pack_tiers, unpack_steps
 from lighttoken.codec.interface import Budget
 from lighttoken.codec.lighttoken.integers import DISTORTION, integer_bits
@@ -24,28 +24,19 @@ from lighttoken.codec.shapes import Table, Weights
 
 Step = tuple[int, int]  # v coefficients, k bits; of an integer, 0 and its low bits
 
+DEFLATED = 1.08  # bits of deflated levels of the decoder over their entropy
 TIER_COUNTS = (1, 2, 4, 6, 8, 12)  # the planner's choices
-PRECISIONS: tuple[Precision, ...] = ("int4", "int8", "float16")  # of the decoder, its choices too
-# Squared error that storing the decoder adds, over the energy that it carries. At int4 half of what rounding does to a
-# unit Gaussian (0.0115): codes are searched along the directions as stored, which makes up for some of it.
-PRECISION_ERROR = {"int4": 0.006, "int8": 4e-5, "float16": 1e-8}
 # The trellis leaves a squared error above the level that its rates ask for, see `trellis_distortion`; integers are
 # planned to leave as much, so that a bit gains as much in both.
 INTEGER_LEVEL = 1.25
 LEAST_RATE = 0.02  # bits per coefficient: directions of a lower rate get none
 LEAST_INTEGER = 2.0  # directions of a lower rate are no integers
-FLOAT16_BELOW = 100 * PRECISION_ERROR["int8"]  # predicted errors above it gain under a hundredth by a float16 decoder
 # Integers must lower the predicted error to this share. True errors are below the predicted ones, those of the trellis
 # by 5 to 10 % more (10,174 rows of MiniLM-L6, 6x to 25x, 12 and 14 state bits): at 0.93 both are alike.
 WORTH = 0.92
 BISECTIONS = 20
 ROWS_PER_CHUNK = 2048
 PRIOR_ROWS = 64  # weight of the common spectrum, in rows, when a tier's spectrum is estimated
-
-
-def bias_precision(decoder: Precision) -> Precision:
-    """The precision of the bias beside a decoder in a precision."""
-    return "float16" if decoder == "float16" else "int8"
 
 
 def trellis_distortion(rate: Float[Tensor, "*shape"], state_bits: int) -> Float[Tensor, "*shape"]:
@@ -73,9 +64,8 @@ class Plan:
     tiers      (V,) uint8      the tier of each row
     steps      (T, s) uint8    the steps of each tier (`artifact.trellis`)
     gain       (T, s) float32  the scale of each step's coefficients, not yet quantized
-    rank       directions that get bits in any tier: rows of the decoder
-    precision  of the decoder
-    nbytes     of the tensors; those of the integers, which the search decides, as expected
+    spacing    (m,) float32    of the levels of each row of the decoder, for directions of norm 1
+    nbytes     of the tensors; those of the integers and of the decoder, which the search decides, as expected
     integers   (T,) float32    expected bits of a row's integers, see `artifact.integers`
     predicted  weighted squared error over the weighted energy of the centred table
     """
@@ -83,11 +73,15 @@ class Plan:
     tiers: Tensor
     steps: Tensor
     gain: Tensor
-    rank: int
-    precision: Precision
+    spacing: Tensor
     nbytes: int
     integers: Tensor
     predicted: float
+
+    @property
+    def rank(self) -> int:
+        """Directions that get bits in any tier: rows of the decoder."""
+        return len(self.spacing)
 
     @property
     def integer_bytes(self) -> int:
@@ -100,7 +94,6 @@ class Plan:
         rows = torch.bincount(self.tiers.cpu().long(), minlength=len(bits))
         return {
             "rank": self.rank,
-            "decoder_precision": self.precision,
             "tier_rows": rows.tolist(),
             "tier_bits": bits.tolist(),
             "bits_per_row": round(float((rows * bits).sum() / rows.sum()), 2),
@@ -113,15 +106,15 @@ def plan_budget(
     weights: Weights,
     budget: Budget,
     state_bits: int,
+    norms: Float[Tensor, " d"],
     tiers: int | None = None,
-    precision: Precision | None = None,
     integers: bool = True,
 ) -> Plan:
     """The plan of least predicted weighted error whose tensors fit the budget.
 
-    `coordinates`: the centred table along its principal directions, largest first; `weights` have mean 1. With `tiers`
-    or `precision` the planner keeps to them; without `integers` it plans none. Raises
-    LighttokenError if no plan is small enough.
+    `coordinates`: the centred table along its principal directions, largest first; `weights` have mean 1; `norms`: how
+    long a direction of the error metric's norm 1 is in the table. With `tiers` the planner keeps to so many; without
+    `integers` it plans none. Raises LighttokenError if no plan is small enough.
     """
     energy = torch.linalg.vector_norm(coordinates, dim=1).square()
     spectrum = _moments(coordinates, weights.unsqueeze(1)).squeeze(0) / len(coordinates)
@@ -130,19 +123,15 @@ def plan_budget(
     smallest = budget.table_bytes
     for count in TIER_COUNTS if tiers is None else (tiers,):
         assignment = assign_tiers(energy * weights, count)
-        allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, state_bits)
-        smallest = allocation.smallest("int4")
-        for choice in PRECISIONS if precision is None else (precision,):
-            best = min((plan.predicted for plan in plain + coded), default=0.0)
-            if precision is None and choice == "float16" and best > FLOAT16_BELOW:
-                continue
-            plan = allocation.within(budget.tensor_bytes, choice, integers=False)
-            plain += [plan] if plan else []
-            # Only rates that the trellis serves badly make it worth while to look at integers.
-            vectors, bits = unpack_steps(plan.steps) if plan else (torch.ones(1), torch.zeros(1))
-            if integers and bool(((vectors == 1) & (bits > LEAST_INTEGER)).any()):
-                plan = allocation.within(budget.tensor_bytes, choice, integers=True)
-                coded += [plan] if plan else []
+        allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, state_bits, norms)
+        smallest = allocation.smallest()
+        plan = allocation.within(budget.tensor_bytes, integers=False)
+        plain += [plan] if plan else []
+        # Only rates that the trellis serves badly make it worth while to look at integers.
+        vectors, bits = unpack_steps(plan.steps) if plan else (torch.ones(1), torch.zeros(1))
+        if integers and bool(((vectors == 1) & (bits > LEAST_INTEGER)).any()):
+            plan = allocation.within(budget.tensor_bytes, integers=True)
+            coded += [plan] if plan else []
     if not plain + coded:
         raise budget.out_of_reach(smallest)
     best_of = [min(plans, key=lambda plan: plan.predicted) for plans in (plain, coded) if plans]
@@ -173,13 +162,20 @@ class _Allocation:
 
     rows, weight  (T,)    rows of each tier and their mean weight
     moments       (T, d)  expected square of a row's coordinate along each direction
-    fixed         bytes that depend neither on the level nor on a precision: tiers, the bytes before the stream
+    fixed         bytes that do not depend on the level: tiers, the bytes before the stream, the bias
     """
 
     def __init__(
-        self, coordinates: Tensor, weights: Tensor, energy: Tensor, tiers: Tensor, spectrum: Tensor, state_bits: int
+        self,
+        coordinates: Tensor,
+        weights: Tensor,
+        energy: Tensor,
+        tiers: Tensor,
+        spectrum: Tensor,
+        state_bits: int,
+        norms: Tensor,
     ):
-        self.tiers, self.spectrum, self.state_bits = tiers, spectrum.cpu(), state_bits
+        self.tiers, self.spectrum, self.state_bits, self.norms = tiers, spectrum.cpu(), state_bits, norms
         (self.vocab_size, self.dim), count = coordinates.shape, int(tiers.max()) + 1
         # Sums over the rows of each tier.
         members = torch.nn.functional.one_hot(tiers.long(), count).to(coordinates.dtype)
@@ -191,31 +187,31 @@ class _Allocation:
         common = spectrum / spectrum.sum().clamp_min(1e-30) * (members.T @ energy).unsqueeze(1)
         shrunk = own_moments + common / rows.clamp_min(1).unsqueeze(1) * PRIOR_ROWS
         self.moments = (shrunk / (rows + PRIOR_ROWS).unsqueeze(1)).cpu()
-        self.fixed = LEAD + len(pack_tiers(tiers))
+        self._weighted = self.moments * self.weight.unsqueeze(1)
+        self.fixed = LEAD + len(pack_tiers(tiers)) + 2 * self.dim
 
-    def within(self, nbytes: int, precision: Precision, integers: bool) -> Plan | None:
+    def within(self, nbytes: int, integers: bool) -> Plan | None:
         """The plan of the lowest level that fits, by bisection of its logarithm; None if none does."""
-        weighted = self.moments * self.weight.unsqueeze(1)
+        weighted = self._weighted
         high = float(weighted.max().clamp_min(1e-30))
         low, best = high * 2.0**-40, None
         varies = bool(weighted.max() > 0)
         for _ in range(BISECTIONS):
             level = (low * high) ** 0.5
-            # Reverse water-filling: a direction gets log2(variance / level) / 2 bits.
-            dealt = self._deal((weighted / level).clamp_min(1).log2() / 2, integers)
+            dealt = self._deal(self._rates(level), integers)
             if not any(dealt.steps) and varies:  # no direction reaches the level
                 high = level
-            elif self._bytes(dealt, precision) > nbytes:
+            elif self._bytes(dealt, level) > nbytes:
                 low = level
             else:
                 high, best = level, dealt
-        return self._plan(best, high, precision) if best is not None else None
+        return self._plan(best, high) if best is not None else None
 
-    def smallest(self, precision: Precision) -> int:
+    def smallest(self) -> int:
         """Bytes of tensors with a single bit per row of one tier."""
         steps: list[list[Step]] = [[] for _ in self.rows]
         steps[int(self.rows.argmax())] = [(1, 1)]
-        return self._bytes(_Dealt(steps, torch.zeros(len(steps))), precision)
+        return self._bytes(_Dealt(steps, torch.zeros(len(steps))), float(self._weighted.max()))
 
     def _deal(self, rates: Float[Tensor, "T d"], integers: bool) -> "_Dealt":
         """The steps of all tiers. Their first directions are integers, as long as these need fewer bits."""
@@ -232,16 +228,42 @@ class _Allocation:
         ]
         return _Dealt(steps, (bits * (torch.arange(self.dim) < counts.unsqueeze(1))).sum(1))
 
-    def _bytes(self, dealt: "_Dealt", precision: Precision) -> int:
+    def _rates(self, level: float) -> Float[Tensor, "T d"]:
+        """Bits for every direction, by reverse water-filling: log2(variance / level) / 2.
+
+        A direction must save more error than its bits and those of its row of the decoder would save elsewhere.
+        """
+        rates = (self._weighted / level).clamp_min(1).log2() / 2
+        saved = self.rows @ (self._weighted - level).clamp_min(0)
+        bits = self.rows @ rates + self._decoder_bits(self._spacing(level, self.dim))
+        pays = saved > 2 * math.log(2) * level * bits
+        return rates * pays.cumprod(0)
+
+    def _spacing(self, level: float, rank: int) -> Float[Tensor, " rank"]:
+        """The spacing of the levels of each row of the decoder at which a bit gains as much there as in the codes.
+
+        Uniform rounding of a number to levels D apart costs D^2 / 12 times the weighted energy of its coefficients in
+        all rows, the codes cost the level a coefficient.
+        """
+        kept = (self._weighted[:, :rank] - level).clamp_min(0)
+        energy = (self.rows @ kept).clamp_min(1e-30)
+        return (12 * level / energy).sqrt().clamp(self.norms[:rank] / 2**14, self.norms[:rank])
+
+    def _decoder_bits(self, spacing: Float[Tensor, " rank"]) -> Float[Tensor, " rank"]:
+        """Expected bits of every row of the decoder, its numbers taken to be Gaussian, and of its scale."""
+        spread = self.norms[: len(spacing)] / spacing / math.sqrt(self.dim)
+        bits = (1 + 2 * math.pi * math.e * spread.square()).log2() / 2  # close to the entropy of rounded numbers
+        return DEFLATED * self.dim * bits.clamp_min(1) + 32  # a Huffman code has no shorter words
+
+    def _bytes(self, dealt: "_Dealt", level: float) -> int:
         per_row = [sum(k for vector, k in tier if vector) for tier in dealt.steps]
         codes = -(-int(self.rows.double() @ torch.tensor(per_row).double()) // 8)
         longest = max(1, *map(len, dealt.steps))
         gains = len(dealt.steps) * longest + stored_bytes(len(dealt.steps), longest, "int8", 0)
-        decoder = stored_bytes(_rank(dealt.steps), self.dim, precision, 0)
-        decoder += stored_bytes(1, self.dim, bias_precision(precision), 0)
+        decoder = math.ceil(float(self._decoder_bits(self._spacing(level, _rank(dealt.steps))).sum()) / 8) + 64
         return self.fixed + codes + gains + decoder + integer_bytes(self.rows, dealt.integers)
 
-    def _plan(self, dealt: "_Dealt", level: float, precision: Precision) -> Plan:
+    def _plan(self, dealt: "_Dealt", level: float) -> Plan:
         steps, longest = dealt.steps, max(1, *map(len, dealt.steps))
         packed = torch.zeros(len(steps), longest, dtype=torch.uint8)
         gain = torch.zeros(len(steps), longest)
@@ -256,7 +278,7 @@ class _Allocation:
                 packed[tier, j] = pack_step(vector, k) if vector else INTEGER_STEP + k
                 if vector == 0:
                     gain[tier, j] = 4 * 2**k * math.sqrt(left / DISTORTION / spectrum[first])
-                    error[first] = left + PRECISION_ERROR[precision] * error[first]
+                    error[first] = left
                 elif k:
                     # A decoded coefficient has the variance that the code keeps, in units of the decoder's row.
                     ratios = [
@@ -264,13 +286,13 @@ class _Allocation:
                         for moment, variance in zip(error[first:end], spectrum[first:end], strict=True)
                     ]
                     gain[tier, j] = math.sqrt((1 - distortion) * fmean(ratios))
-                    lost = distortion + PRECISION_ERROR[precision] * (1 - distortion)
-                    error[first:end] = [lost * moment for moment in error[first:end]]
+                    error[first:end] = [distortion * moment for moment in error[first:end]]
                 first = end
         mass = self.rows * self.weight
-        predicted = float((mass @ torch.tensor(errors)).sum() / (mass @ self.moments).sum().clamp_min(1e-30))
-        nbytes = self._bytes(dealt, precision)
-        return Plan(self.tiers, packed, gain, _rank(steps), precision, nbytes, dealt.integers, predicted)
+        spacing = self._spacing(level, _rank(steps))
+        rounding = len(spacing) * self.dim * level
+        predicted = (float((mass @ torch.tensor(errors)).sum()) + rounding) / float((mass @ self.moments).sum() + 1e-30)
+        return Plan(self.tiers, packed, gain, spacing, self._bytes(dealt, level), dealt.integers, predicted)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def test_directions_that_the_error_metric_ignores_are_still_decoded(table):
 
 @pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
 def test_the_units_of_a_table_do_not_matter(table, factor):
+    table = torch.cat([table + 0.1 * torch.randn_like(table) for _ in range(4)])  # so that a wider bias costs little
     assert compress(table * factor).summary["nmse"] == pytest.approx(compress(table).summary["nmse"], rel=0.01)
 
 
@@ -184,10 +185,6 @@ def test_bad_input_is_named_with_its_cure(table, change, message):
     [
         ({"state_bits": 20}, "state_bits is 20; it must be from 4 to 16"),
         ({"state_bits": 3}, "state_bits is 3; it must be from 4 to 16"),
-        (
-            {"decoder_precision": "float32"},
-            "decoder_precision is 'float32'; choose one of int4, int8, float16, or null",
-        ),
         ({"tiers": 17}, "tiers is 17; it must be from 1 to 16, or null"),
         ({"error_metric_sequences": 0}, "error_metric_sequences is 0; it must be 1 or above"),
         ({"error_metric_damping": -1.0}, "error_metric_damping is -1.0; it must be 0 or above"),
