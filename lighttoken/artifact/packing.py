@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lighttoken.errors import LighttokenError
 
-Precision = Literal["float32", "float16", "int8", "int4", "deflated"]
+Precision = Literal["float32", "float16", "int8", "int4"]  # that settings of codecs may ask for
+Stored = Literal[Precision, "deflated"]
 MAX_LEVEL = 2**15 - 1  # of deflated integers
 _LEVELS = {"int8": 127, "int4": 7, "deflated": MAX_LEVEL}  # largest level of a symmetric quantizer, levels are -n..n
 _PRECISIONS: dict[torch.dtype, Precision] = {
@@ -84,7 +85,7 @@ def inflate(packed: UInt8[Tensor, " bytes"], count: int, name: str, planes: int 
 
 def quantize(
     matrix: Float[Tensor, "rows columns"],
-    precision: Precision | str,
+    precision: Stored | str,
     scale_dim: int = 0,
     scale: Float[Tensor, "_ _"] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -95,7 +96,7 @@ def quantize(
     of least squared error among 32 clippings of its largest magnitude, unless a `scale` is given. int4 packs two levels
     to a byte. `deflated` needs a scale: its levels have up to 16 bits and are stored by `pack_levels`.
     """
-    if precision not in get_args(Precision):
+    if precision not in get_args(Stored):
         raise LighttokenError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     if precision not in _LEVELS:
         return matrix.to(getattr(torch, precision)), None
@@ -108,14 +109,14 @@ def quantize(
     return (_pack_nibbles(levels.to(torch.int8)) if precision == "int4" else levels.to(torch.int8)), scale
 
 
-def rounded(matrix: Float[Tensor, "rows columns"], precision: Precision, scale: Tensor | None) -> Tensor:
+def rounded(matrix: Float[Tensor, "rows columns"], precision: Stored, scale: Tensor | None) -> Tensor:
     """What `dequantize` returns for the values of a matrix, given its scale; it packs nothing."""
     if scale is None:
         return matrix.to(getattr(torch, precision)).float()
     return _round(matrix, scale, _LEVELS[precision]) * scale
 
 
-def precision_of(values: Tensor) -> Precision:
+def precision_of(values: Tensor) -> Stored:
     """The precision of values that `quantize` returned."""
     return "deflated" if values.dtype == torch.uint8 and values.ndim == 1 else _PRECISIONS[values.dtype]
 

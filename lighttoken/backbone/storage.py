@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lighttoken.artifact.packing import Precision, precision_of, quantize, rounded
+from lighttoken.artifact.packing import Stored, precision_of, quantize, rounded
 from lighttoken.artifact.table import CompressedTable
 
 # Floats are stored as integers of the same bits: a model's .half(), or a loader's dtype, must not round them.
@@ -104,7 +104,7 @@ class Overlay(nn.ParameterDict):
             tensors[name] = levels if precision == "deflated" else levels.view_as(stored[name])
         return tensors
 
-    def _like(self, matrix: Tensor, name: str, stored: Mapping[str, Tensor]) -> tuple[Tensor, Precision, Tensor | None]:
+    def _like(self, matrix: Tensor, name: str, stored: Mapping[str, Tensor]) -> tuple[Tensor, Stored, Tensor | None]:
         """A trained matrix, and the precision and the scale of the stored one."""
         return matrix.view(-1, matrix.shape[-1]), precision_of(stored[name]), stored.get(f"{name}.scale")
 

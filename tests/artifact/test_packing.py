@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError
-from lighttoken.artifact.packing import dequantize, pack_bits, quantize, stored_bytes, unpack_bits
+from lighttoken.artifact.packing import (
+    MAX_LEVEL,
+    dequantize,
+    pack_bits,
+    pack_levels,
+    quantize,
+    rounded,
+    stored_bytes,
+    unpack_bits,
+    unpack_levels,
+)
 from lighttoken.codec.paper.plan import PRECISION_ERROR
 
 
@@ -43,6 +53,34 @@ def test_levels_times_scale_come_back_exactly(precision):
 def test_stored_bytes_are_those_of_the_tensors(shape, precision, scale_dim):
     values, scale = quantize(torch.randn(shape), precision, scale_dim)
     assert stored_bytes(*shape, precision, scale_dim) == values.nbytes + (0 if scale is None else scale.nbytes)
+
+
+@pytest.mark.parametrize("spread", [0.3, 4.0, 500.0])
+def test_deflated_levels_come_back_in_about_their_entropy(spread):
+    levels = (torch.randn(40, 500) * spread).round().clamp(-MAX_LEVEL, MAX_LEVEL)
+    packed = pack_levels(levels)
+    assert torch.equal(unpack_levels(packed, 40, 500, "it"), levels.to(torch.int16))
+    shares = levels.unique(return_counts=True)[1] / levels.numel()
+    entropy = -float((shares * shares.log2()).sum())
+    # A code word has a bit at least; the two bytes of wide levels are coded one without the other.
+    assert 8 * packed.nbytes / levels.numel() < max(entropy, 1) * (1.35 if spread > 100 else 1.08) + 0.05
+
+
+def test_deflated_levels_at_the_ends_of_their_range():
+    levels = torch.tensor([[MAX_LEVEL, -MAX_LEVEL, 0], [128, -128, 1]])
+    assert torch.equal(unpack_levels(pack_levels(levels), 2, 3, "it"), levels.to(torch.int16))
+    matrix, scale = torch.tensor([[1e9, -1e9, 0.3]]), torch.tensor([[0.1]])
+    assert torch.equal(dequantize(*quantize(matrix, "deflated", scale=scale), 3), rounded(matrix, "deflated", scale))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 4), (3, 3), (1, 3), (0, 3)])
+def test_deflated_levels_of_another_shape_are_refused(rows, columns):
+    packed = pack_levels(torch.ones(2, 3))
+    if rows * columns == 0:
+        assert unpack_levels(packed, rows, columns, "it").shape == (rows, columns)
+    else:
+        with pytest.raises(ValueError, match="it of .* bytes instead of"):
+            unpack_levels(packed, rows * 2, columns, "it")
 
 
 def test_int4_takes_half_a_byte():

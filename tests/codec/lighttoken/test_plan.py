@@ -74,6 +74,20 @@ def test_a_plan_fits_its_budget_and_uses_it(coordinates, ratio):
     assert spent(plan) / 8 < budget
 
 
+def test_a_direction_must_pay_for_its_row_of_the_decoder():
+    """Wide tables of few rows: a row of the decoder costs as much as the codes of many rows."""
+    rows = torch.randn(400, 256) * torch.linspace(2, 1, 256)
+    weights, norms = torch.ones(400), torch.ones(256)
+    few = plan_budget(rows, weights, Budget("lighttoken", (400, 256), 40.0, 1000), 12, norms)
+    many = plan_budget(rows.repeat(20, 1), torch.ones(8000), Budget("lighttoken", (8000, 256), 40.0, 1000), 12, norms)
+    assert few.rank < many.rank / 2
+
+
+def test_the_decoder_is_finest_where_most_coefficients_are_large(coordinates):
+    spacing = plan_at(coordinates, 8).spacing
+    assert bool((spacing.diff() > 0).all())
+
+
 def test_heavy_rows_get_more_bits(coordinates):
     weights = torch.ones(4000)
     weights[:400] = 50
