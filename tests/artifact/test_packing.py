@@ -73,14 +73,14 @@ def test_deflated_levels_at_the_ends_of_their_range():
     assert torch.equal(dequantize(*quantize(matrix, "deflated", scale=scale), 3), rounded(matrix, "deflated", scale))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 4), (3, 3), (1, 3), (0, 3)])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 4), (3, 3), (1, 2)])
 def test_deflated_levels_of_another_shape_are_refused(rows, columns):
-    packed = pack_levels(torch.ones(2, 3))
-    if rows * columns == 0:
-        assert unpack_levels(packed, rows, columns, "it").shape == (rows, columns)
-    else:
-        with pytest.raises(ValueError, match="it of .* bytes instead of"):
-            unpack_levels(packed, rows * 2, columns, "it")
+    with pytest.raises(ValueError, match="it of .* bytes instead of"):
+        unpack_levels(pack_levels(torch.ones(2, 3)), rows, columns, "it")
+
+
+def test_no_levels_are_deflated_too():
+    assert unpack_levels(pack_levels(torch.zeros(0, 3)), 0, 3, "it").shape == (0, 3)
 
 
 def test_int4_takes_half_a_byte():
