@@ -68,37 +68,32 @@ class LightToken(MetricCodec):
         variances, directions = torch.linalg.eigh(root @ covariance @ root)
         variances, directions = variances.flip(0).clamp_min(0), directions.flip(1)
         scale = variances.sqrt().clamp_min(float(variances[0].sqrt()) * 1e-6 + 1e-30)
-        basis = (inverse_root @ directions).T.to(table)
+        lengths = torch.linalg.vector_norm(inverse_root @ directions, dim=0)
 
         for integers in (True, False):
-            # 2. The plan: tiers of rows by importance, bits of each tier's directions, precision of the decoder.
+            # 2. The plan: tiers of rows by importance, bits of each tier's directions, the fineness of the decoder.
             coordinates = _project(table, mean, (root @ directions).to(table))
-            norms = torch.linalg.vector_norm(basis, dim=1)
-            plan = self._plan(coordinates, weights, budget, norms, integers)
+            plan = self._plan(coordinates, weights, budget, lengths, integers)
             del coordinates  # as large as the table, like those that follow
 
-            # 3. Hash codes: for each row, what decodes nearest to its coordinates along the directions as stored. First
-            # the integers, whose bits follow from the rows; then the trellis codes of the other directions.
-            unit = scale[: plan.rank].to(table).unsqueeze(1)
-            spacing = plan.spacing.to(table).unsqueeze(1) * unit
-            decoder = basis[: plan.rank] * unit
-            seen = (decoder.cpu().double() @ root).to(table)  # as the error metric sees the directions
-            coordinates = _project(table, mean, root.to(table) @ torch.linalg.pinv(seen))
+            # 3. Hash codes: for each row, what decodes nearest to its coordinates along the directions. First the
+            # integers, whose bits follow from the rows; then the trellis codes of the other directions.
+            unit = scale[: plan.rank].to(table)
+            coordinates = _project(table, mean, (root @ directions / scale).to(table)[:, : plan.rank])
             encoded = encode_integers(coordinates, plan, budget.tensor_bytes, reporter)
             if encoded is not None:
                 break
         plan, codes = encoded or (plan, {})
-        norms = torch.linalg.vector_norm(seen, dim=1)
-        codes |= encode_trellis(coordinates, plan, norms, self.state_bits, reporter)
+        codes |= encode_trellis(coordinates, plan, unit, self.state_bits, reporter)
 
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights, ridge=RIDGE)
         tensors = _tensors(plan, bias) | codes
         room = budget.tensor_bytes - sum(tensor.nbytes for tensor in tensors.values())
-        return tensors | _finest_decoder(decoder, spacing, room), plan.describe()
+        return tensors | _finest_decoder(decoder, (plan.spacing.to(unit) * unit).unsqueeze(1), room), plan.describe()
 
-    def _plan(self, coordinates: Table, weights: Weights, budget: Budget, norms: Tensor, integers: bool) -> Plan:
-        return plan_budget(coordinates, weights, budget, self.state_bits, norms.cpu(), self.tiers, integers)
+    def _plan(self, coordinates: Table, weights: Weights, budget: Budget, lengths: Tensor, integers: bool) -> Plan:
+        return plan_budget(coordinates, weights, budget, self.state_bits, lengths, self.tiers, integers)
 
     def check_reach(self, table: Table, budget: Budget) -> None:
         """See `Codec.check_reach`. The least bytes hardly depend on the importance, so a plan without it shows them."""

@@ -57,7 +57,7 @@ def coordinates():
 def plan_at(coordinates, ratio, weights=None, **choices):
     budget = Budget("lighttoken", tuple(coordinates.shape), ratio, description_bytes=1000)
     weights = torch.ones(len(coordinates)) if weights is None else weights
-    return plan_budget(coordinates, weights, budget, state_bits=12, norms=torch.ones(24), **choices)
+    return plan_budget(coordinates, weights, budget, state_bits=12, lengths=torch.ones(24), **choices)
 
 
 def spent(plan):
@@ -77,9 +77,9 @@ def test_a_plan_fits_its_budget_and_uses_it(coordinates, ratio):
 def test_a_direction_must_pay_for_its_row_of_the_decoder():
     """Wide tables of few rows: a row of the decoder costs as much as the codes of many rows."""
     rows = torch.randn(400, 256) * torch.linspace(2, 1, 256)
-    weights, norms = torch.ones(400), torch.ones(256)
-    few = plan_budget(rows, weights, Budget("lighttoken", (400, 256), 40.0, 1000), 12, norms)
-    many = plan_budget(rows.repeat(20, 1), torch.ones(8000), Budget("lighttoken", (8000, 256), 40.0, 1000), 12, norms)
+    weights, lengths = torch.ones(400), torch.ones(256)
+    few = plan_budget(rows, weights, Budget("lighttoken", (400, 256), 40.0, 1000), 12, lengths)
+    many = plan_budget(rows.repeat(20, 1), torch.ones(8000), Budget("lighttoken", (8000, 256), 40.0, 1000), 12, lengths)
     assert few.rank < many.rank / 2
 
 
