@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from lighttoken.errors import LighttokenError
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MAX_JSON = 3_000_000  # bytes; in memory, a JSON can be 30 times as large
 MAX_ROWS = 2**22  # four times the largest vocabulary in use; what a form's index needs stays below 100 MB
 _TYPES = {"codec": str, "form": dict, "source_sha256": str, "settings": dict, "summary": dict, "versions": dict}

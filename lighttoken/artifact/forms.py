@@ -37,6 +37,7 @@ from lighttoken.artifact.layout import (
     shape_of,
 )
 from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, unpack_levels, word_bits
+from lighttoken.artifact.relations import MAPS, check_links, read_related
 from lighttoken.artifact.trellis import (
     LEAD,
     MAX_STATE_BITS,
@@ -101,6 +102,10 @@ class Trellis(LinearForm):
     decoder  (bytes,) uint8          what a coefficient adds to a row: levels (m, d), packed, with `.scale` (m, 1)
     integers (N,) uint8, optional    the stream of `artifact.integers`, where the steps say that there are integers
     lengths  (bytes,) uint8          the bits of each row in it, packed
+    maps     (bytes,) uint8, opt.    what a row's parent says of it (`artifact.relations`): levels (m, `MAPS`), packed,
+                                     with `.scale` (m, 1)
+    relations (8,) uint8             hash of the relations, which follow from the tokenizer
+    links    (bytes,) uint8, opt.    the relations themselves, where there is no tokenizer, packed
     """
 
     name: ClassVar[str] = "trellis"
@@ -126,12 +131,19 @@ class Trellis(LinearForm):
         else:  # before format 6
             layout |= matrix_layout(tensors, "decoder", m, dim)
         layout |= {"steps": ((tiers, steps), BYTES), "gain": ((tiers, steps), INT8), "gain.scale": ((tiers, 1), SCALES)}
-        streams = ["codes", "tiers"] + (["integers", "lengths"] if "integers" in tensors else [])
+        if "maps" in tensors:
+            layout |= {"maps.scale": ((m, 1), SCALES), "relations": ((8,), BYTES)}
+        optional = ("integers", "lengths", "maps", "links")
+        streams = ["codes", "tiers", *(name for name in optional if name in tensors)]
         return layout | {name: (shape_of(tensors, name, 1), BYTES) for name in streams}
 
     def check(self, tensors: Tensors, vocab_size: int, dim: int) -> None:
         m, steps, tiers = self._rank(tensors), tensors["steps"], unpack_tiers(tensors["tiers"], vocab_size)
         read_matrix(tensors, "decoder", dim)
+        if "maps" in tensors:
+            read_matrix(tensors, "maps", MAPS)
+        if "links" in tensors:
+            check_links(tensors["links"], tensors["relations"], vocab_size)
         if int(tiers.max()) >= len(steps):
             raise ValueError(f"rows of tier {int(tiers.max())} and steps of shape {tuple(steps.shape)}")
         vectors, bits = unpack_steps(steps)
@@ -158,6 +170,8 @@ class Trellis(LinearForm):
         if tensors["decoder"].ndim == 1:
             levels = unpack_levels(tensors["decoder"], self._rank(tensors), dim, "decoder")
             index["levels"] = levels if bool((levels.abs() > 127).any()) else levels.to(torch.int8)
+        if "maps" in tensors:
+            index["maps"] = read_matrix(tensors, "maps", MAPS)
         if "integers" in tensors:
             integers = integer_index(self._lengths(tensors, tiers), *integer_steps(steps))
             index |= {INTEGERS + name: tensor for name, tensor in integers.items()}
@@ -170,6 +184,12 @@ class Trellis(LinearForm):
 
     def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
         index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
+        if "maps" not in tensors:
+            return self._decoded(ids, tensors, index)
+        return read_related(ids, index["relations"], index["maps"], lambda rows: self._decoded(rows, tensors, index))
+
+    def _decoded(self, ids: Int64[Tensor, " n"], tensors: Tensors, index: Tensors) -> Float[Tensor, "n m"]:
+        """What the codes of rows decode to."""
         gain = read_matrix(tensors, "gain", tensors["steps"].shape[1])
         coefficients = read_coefficients(ids, tensors["codes"], gain, index)
         if "integers" not in tensors:

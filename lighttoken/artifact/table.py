@@ -9,21 +9,23 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
 
 from lighttoken.artifact.description import FORMAT_VERSION, check_description, check_version, read_json, refusing
 from lighttoken.artifact.files import folder_for_output, write_atomically
+from lighttoken.artifact.form import INDEX
 from lighttoken.artifact.forms import Form, make_form, read_matrix
 from lighttoken.artifact.layout import check_finite, check_layout
+from lighttoken.artifact.relations import digest, pack_links, relations_of, unpack_links
 from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
 
@@ -49,7 +51,8 @@ class CompressedTable:
     """What a codec returns: decodes rows, knows its bytes, saves and loads.
 
     `form` says what the `tensors` are and how rows are read from them (`artifact.forms`). `summary` is what the codec
-    reports of its work (plan, errors), `settings` are its inputs; both are plain JSON values.
+    reports of its work (plan, errors), `settings` are its inputs; both are plain JSON values. Of a table that predicts
+    rows, `relations` says which are related (`artifact.relations`); no file has them.
     """
 
     codec: str
@@ -60,6 +63,7 @@ class CompressedTable:
     settings: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
+    relations: Int32[Tensor, " V"] | None = field(default=None, repr=False, compare=False)
 
     def matrix(self, name: str) -> Float32[Tensor, "rows columns"]:
         """A stored matrix in float32."""
@@ -70,7 +74,54 @@ class CompressedTable:
     def index(self) -> dict[str, Tensor]:
         """What `form.read` needs besides the stored tensors."""
         with torch.device("cpu"):  # whatever the default is
-            return self.form.index(self.tensors, *self.shape)
+            index = self.form.index(self.tensors, *self.shape)
+            return index | ({f"{INDEX}relations": self._relations()} if "maps" in self.tensors else {})
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether only a tokenizer can tell which rows are related, which it did not yet."""
+        return "maps" in self.tensors and "links" not in self.tensors and self.relations is None
+
+    def with_tokenizer(self, tokenizer: Any) -> "CompressedTable":
+        """The table with the relations of its rows, which a tokenizer tells; itself if it needs none.
+
+        Raises LighttokenError if the tokenizer is not that of the table.
+        """
+        if not self.needs_tokenizer:
+            return self
+        with torch.device("cpu"):  # not on the meta device of a model that is being loaded
+            related = replace(self, relations=relations_of(tokenizer, self.shape[0]))
+        if not self.tensors["relations"].is_meta:  # else where the index is made
+            related._relations()
+        return related
+
+    def with_links(self, wanted: bool = True) -> "CompressedTable":
+        """The table with its relations among the tensors, so that it needs no tokenizer, or without them."""
+        if "maps" not in self.tensors or ("links" in self.tensors) == wanted:
+            return self
+        if wanted:
+            return replace(self, tensors=self.tensors | {"links": pack_links(self._relations())})
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name != "links"}
+        return replace(self, tensors=tensors, relations=self._relations())
+
+    def is_related_by(self, relations: Int32[Tensor, " V"]) -> bool:
+        """Whether the relations are those that the table was compressed with."""
+        return torch.equal(digest(relations), self.tensors["relations"].cpu())
+
+    def _relations(self) -> Int32[Tensor, " V"]:
+        if "links" in self.tensors:
+            return unpack_links(self.tensors["links"].cpu(), self.shape[0])
+        if self.relations is None:
+            raise LighttokenError(
+                "this table predicts rows from those of related tokens, and the tokenizer says which these are; pass "
+                "tokenizer=TOKENIZER to lighttoken.load_table, or to lighttoken.swap_embedding"
+            )
+        if not self.is_related_by(self.relations):
+            raise LighttokenError(
+                "the tokenizer is not the one that this table was compressed with: other tokens of its vocabulary are "
+                "related; use the tokenizer of the original model"
+            )
+        return self.relations
 
     @torch.no_grad()
     def decode(self, ids: Tensor | Sequence | None = None) -> Float32[Tensor, "*ids d"]:
@@ -183,8 +234,12 @@ class CompressedTable:
         return directory
 
 
-def load_table(directory: str | Path) -> CompressedTable:
-    """Read an artifact. Raises LighttokenError, naming the file, if it is missing, damaged, foreign or newer."""
+def load_table(directory: str | Path, tokenizer: Any = None) -> CompressedTable:
+    """Read an artifact. Raises LighttokenError, naming the file, if it is missing, damaged, foreign or newer.
+
+    A table that predicts rows from related ones needs the `tokenizer` of its model before it decodes a row. Raises
+    LighttokenError for the one of another vocabulary.
+    """
     tensors_path, metadata_path = Path(directory) / TENSORS_FILE, Path(directory) / METADATA_FILE
     for path in (metadata_path, tensors_path):
         if not path.is_file():
@@ -202,7 +257,7 @@ def load_table(directory: str | Path) -> CompressedTable:
             )
         compressed = CompressedTable.from_description(metadata, _parse_tensors(content), str(metadata_path))
         compressed.check()
-    return compressed
+    return compressed if tokenizer is None else compressed.with_tokenizer(tokenizer)
 
 
 def _parse_tensors(content: bytes) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialize_safetensors
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 import lighttoken.backbone.replace as replacing  # not its names: its own import of transformers may load this module
 from lighttoken.artifact.description import check_version, read_json, refusing, shorten
 from lighttoken.artifact.layout import Tensors
+from lighttoken.artifact.relations import relations_of
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead, Tie
 from lighttoken.backbone.storage import as_integers, buffer_name
@@ -113,6 +114,7 @@ class LighttokenQuantizer(HfQuantizer):
 
     quantization_config: Any  # a StoredConfig; of a dense checkpoint, the `lighttoken.LighttokenConfig` of the caller
     rest: Mapping[str, Tensor] = MappingProxyType({})  # tensors of the original checkpoint that the model's class lacks
+    links = True  # a table that predicts rows is saved with what a tokenizer tells, see `save_with_tokenizer`
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
@@ -125,6 +127,8 @@ class LighttokenQuantizer(HfQuantizer):
             # Before transformers makes room for them.
             with refusing("the checkpoint's compressed table is damaged"):
                 _find_stored([Path(file) for file in checkpoint_files], empty.tensors)
+        if empty.needs_tokenizer:
+            empty = empty.with_tokenizer(_tokenizer(model.config, checkpoint_files or []))
         shared = replacing.replace_embedding(model, empty, config.tie)
         if config.tie == "compressed" and model.get_output_embeddings() is not None and not shared:
             raise LighttokenError(
@@ -164,13 +168,15 @@ class LighttokenQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `save_pretrained` writes: trained matrices go where they are stored."""
         path, embedding = _find(model)
-        if not embedding.codes.is_meta:
-            config = self.quantization_config  # the model's config, written after this, holds it
-            config.describe(embedding.compressed_table().tensors)
         if isinstance(model.get_output_embeddings(), CompressedHead):
             model.config.tie_word_embeddings = True  # libraries that compare weights by address take them for two
-        state = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{path}.trained.")}
-        state |= {f"{path}.{name}": tensor for name, tensor in embedding.stored_buffers().items()}
+        state, own = model.state_dict(), (f"{path}.trained.", f"{path}.links")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
+        if embedding.codes.is_meta:  # offloaded
+            return {**self.rest, **state}, {}
+        compressed = embedding.compressed_table().with_links(self.links)
+        self.quantization_config.describe(compressed.tensors)  # the model's config, written after this, holds it
+        state |= {f"{path}.{buffer_name(name)}": as_integers(name, t) for name, t in compressed.tensors.items()}
         return {**self.rest, **state}, {}
 
     def is_serializable(self) -> bool:
@@ -199,6 +205,22 @@ def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> Non
     quantizer.postprocess_model(model)
 
 
+def save_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a model and its tokenizer. A compressed table that predicts rows is saved as in the artifact.
+
+    `save_pretrained` alone adds the relations to it, in about a byte per row, so that the folder needs no tokenizer.
+    """
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if isinstance(quantizer, LighttokenQuantizer):
+        compressed = _find(model)[1].compressed_table()
+        rows = compressed.shape[0]
+        quantizer.links = "maps" in compressed.tensors and not compressed.is_related_by(relations_of(tokenizer, rows))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    if isinstance(quantizer, LighttokenQuantizer):
+        quantizer.links = True
+
+
 def read_checkpoint(directory: Path) -> CompressedTable:
     """The compressed table in a checkpoint. Raises LighttokenError if there is none, or if files are damaged."""
     with refusing(f"{directory} is damaged"):
@@ -214,6 +236,23 @@ def read_checkpoint(directory: Path) -> CompressedTable:
         compressed = replace(empty, tensors=tensors)
         config.check(compressed)
     return compressed
+
+
+def _tokenizer(config: Any, files: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights of a checkpoint, or else of the folder or the hub that its config is from."""
+    from transformers import AutoTokenizer
+
+    source, revision = config.name_or_path, getattr(config, "_commit_hash", None)
+    folder = Path(files[0]).parent if files else Path(source)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        source, revision = str(folder), None
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # of any type, as in Backbone._call
+        raise LighttokenError(
+            f"{source} has no tokenizer, and its compressed table needs it, to know which rows are related; save it "
+            "there with tokenizer.save_pretrained"
+        ) from error
 
 
 def _without_content(name: str, described: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lighttoken.artifact.table import ROWS_PER_CHUNK, CompressedTable
-from lighttoken.backbone.storage import Overlay, Storage, as_integers, buffer_name, is_graph
+from lighttoken.backbone.storage import Overlay, Storage, is_graph
 from lighttoken.errors import LighttokenError
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
@@ -158,11 +158,6 @@ class CompressedEmbedding(Storage):
     def compressed_table(self) -> CompressedTable:
         """The compressed table as it is now, fine-tuned or not: about as many bytes on disk as before."""
         return replace(self.description, tensors=self.trained.into(self.views()))
-
-    def stored_buffers(self) -> dict[str, Tensor]:
-        """The persistent buffers, with the trained matrices stored: what a checkpoint holds."""
-        tensors = self.compressed_table().tensors
-        return {buffer_name(name): as_integers(name, tensor) for name, tensor in tensors.items()}
 
     @property
     def weight(self) -> Float[Tensor, "V d"]:

@@ -28,6 +28,7 @@ from transformers import (
 
 from lighttoken.artifact.files import write_folder
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
+from lighttoken.backbone.checkpoint import save_with_tokenizer
 from lighttoken.backbone.classes import order_classes
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_pooling, read_tensors
@@ -197,8 +198,7 @@ class Backbone:
         quantizer.rest = rest
         with write_folder(directory, OF_EARLIER_CHECKPOINTS) as folder:
             copy_rest(source, folder)
-            model.save_pretrained(folder)
-            self._load(AutoTokenizer).save_pretrained(folder)
+            save_with_tokenizer(model, self._load(AutoTokenizer), folder)
         return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
     def _folder(self) -> Path:

@@ -99,7 +99,8 @@ def compress_table(
     tensors = units.restore(tensors, codec.form, table.shape[1])
 
     # 4. Measure the errors and the bytes of the result.
-    compressed = replace(empty, tensors={name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    compressed = replace(empty, tensors=tensors, relations=importance.relations if "relations" in tensors else None)
     errors = table_errors(table, compressed.decode(), importance.weights)
     if not math.isfinite(errors["nmse"]) or float(table.abs().max()) > MAX_VALUE:
         cure = "scale the table down"

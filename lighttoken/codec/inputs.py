@@ -92,7 +92,7 @@ def check_importance(weights: Any, importance: Importance | None, table: Float32
         "prior": "given" if bool((checked_weights != 1).any()) else "uniform",
         "error_metric": "euclidean" if error_metric is None else "given",
     }
-    return Importance(checked_weights, error_metric, dict(settings))
+    return Importance(checked_weights, error_metric, dict(settings), importance.relations)
 
 
 def _check_weights(weights: Any, rows: int) -> Float32[Tensor, " V"]:

@@ -40,11 +40,13 @@ class Importance:
     weights       (V,) float32 of mean 1
     error_metric  (d, d), symmetric: an error e of a row costs e @ error_metric @ e; None: the Euclidean distance
     settings      how the two were made, plain JSON values, kept in the artifact
+    relations     (V,) int32, of `artifact.relations`: which row says something about which; None: not known
     """
 
     weights: Tensor
     error_metric: Tensor | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    relations: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Codec:
     def importance_settings(self) -> dict[str, Any]:
         """How a run makes the importance from the backbone, as plain JSON values."""
         return {"prior": "uniform", "error_metric": "euclidean"}
+
+    @property
+    def reads_relations(self) -> bool:
+        """Whether `fit` reads the importance's relations."""
+        return False
 
     def check_reach(self, table: Table, budget: Budget) -> None:
         """Raise LighttokenError, before the importance is measured, if the budget is out of reach, where that shows."""

@@ -63,6 +63,8 @@ class ArtifactCache:
             if directory.is_dir():
                 try:
                     compressed = load_table(directory)
+                    if compressed.needs_tokenizer:
+                        compressed = compressed.with_tokenizer(backbone.tokenizer(padding=False))
                     log.info("reusing the artifact %s", directory)
                     return Artifact(compressed, directory, reused=True)
                 except LighttokenError as error:

@@ -1,5 +1,6 @@
 """The importance of a table's errors: row weights and error metric, as a codec's settings ask for them."""
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lighttoken.artifact.parts import NOT_KEPT, Parts
+from lighttoken.artifact.relations import relations_of
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.language_model import is_masked
 from lighttoken.backbone.replace import find_embedding, shares_table
@@ -19,6 +21,8 @@ from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
     from lighttoken.backbone.source import Backbone, LoadedBackbone
+
+log = logging.getLogger(__name__)
 
 LENGTH = 24  # tokens of a text
 
@@ -38,7 +42,8 @@ def measure_importance(
     The weights come from the codec's prior, through the backbone's tokenizer; the error metric from what the backbone
     does with texts: its predictions if it has a `head` that predicts tokens (None: if its checkpoint has one), else its
     hidden states. A head that shares the table, and keeps doing so (`tie`), also counts in the weights. No data is
-    needed. `parts` keeps what was measured. Raises LighttokenError if the tokenizer does not fit the table.
+    needed. `parts` keeps what was measured. The tokenizer also tells which rows are related, where the codec reads
+    that: without a tokenizer, none are. Raises LighttokenError if the tokenizer does not fit the table.
     """
     # 1. Token frequencies.
     prior = codec.prior if isinstance(codec, WeightedCodec) else Uniform()
@@ -62,7 +67,18 @@ def measure_importance(
 
     # 3. Row weights.
     prior = prior.tempered(EXPONENT)
-    return Importance(prior.row_weights(frequencies), error_metric, settings | prior.settings())
+    weights, settings = prior.row_weights(frequencies), settings | prior.settings()
+    return Importance(weights, error_metric, settings, _relations(backbone, tokenizer, rows, codec))
+
+
+def _relations(backbone: "Backbone | LoadedBackbone", tokenizer: Any, rows: int, codec: Codec) -> Tensor | None:
+    if not codec.reads_relations:
+        return None
+    try:
+        return relations_of(tokenizer or backbone.tokenizer(padding=False), rows)
+    except LighttokenError as error:
+        log.info("no rows are predicted: %s", error)
+        return None
 
 
 def _backbone_metric(

@@ -76,6 +76,8 @@ def verify(compressed: CompressedTable, source: Backbone) -> bool:
             f"the compressed table is {compressed.shape[0]} x {compressed.shape[1]} and that of {source.name} is "
             f"{table.shape[0]} x {table.shape[1]}; give the checkpoint it was made from"
         )
+    if compressed.needs_tokenizer:
+        compressed = compressed.with_tokenizer(source.tokenizer(padding=False))
     same = hash_table(table) == compressed.source_sha256
     rows = [("made from this table", "yes" if same else "no, its hash is another")]
     errors = table_errors(table, compressed.decode(), torch.ones(len(table)))

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from lighttoken.artifact.files import make_directory, write_folder
 from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.checkpoint import save_with_tokenizer
 from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.precision import reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count, shares_table
@@ -254,8 +255,7 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     load_best(trainer, module, keep=config.resume)
     if config.save_model:
         with write_folder(record.directory / MODEL_FOLDER) as folder:
-            run.model.save_pretrained(folder)
-            data.tokenizer.save_pretrained(folder)
+            save_with_tokenizer(run.model, data.tokenizer, folder)
     reduce_precision(run.model, config.backbone_precision)
     record.add_stored_model(run.model)
     if config.backbone_precision in ("float16", "bfloat16"):  # autocast would compute in another precision

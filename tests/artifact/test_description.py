@@ -23,7 +23,7 @@ def test_a_version_that_is_no_integer_is_refused(version):
 
 def test_a_version_that_is_not_read_names_the_cure():
     with pytest.raises(
-        LighttokenError, match="it has format version 7, this lighttoken reads 4 to 6; update lighttoken"
+        LighttokenError, match="it has format version 8, this lighttoken reads 4 to 7; update lighttoken"
     ):
         check_version("it", 7)
     with pytest.raises(LighttokenError, match="version -1.*; compress the table again"):

@@ -1,5 +1,6 @@
 """The codes of all rows, as a plan asks for them: integers of the first directions, the trellis for the others."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from lighttoken.artifact.trellis import codebook, pack_stream, row_starts, unpac
 from lighttoken.codec.interface import Reporter
 from lighttoken.codec.lighttoken.integers import search_integers
 from lighttoken.codec.lighttoken.plan import Plan
+from lighttoken.codec.lighttoken.prediction import Prediction, levels_of
 from lighttoken.codec.lighttoken.viterbi import new_bits, search
 
 ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
@@ -113,26 +115,37 @@ def _widen(plan: Plan, counts: Int64[Tensor, " T"], octaves: float) -> Plan:
 
 
 def encode_trellis(
-    coordinates: Float[Tensor, "V m"], plan: Plan, norms: Float[Tensor, " m"], state_bits: int, reporter: Reporter
+    coordinates: Float[Tensor, "V m"],
+    plan: Plan,
+    norms: Float[Tensor, " m"],
+    state_bits: int,
+    reporter: Reporter,
+    prediction: Prediction | None = None,
 ) -> dict[str, Tensor]:
     """Search the trellis codes of all rows; `coordinates` behind the integers become what they decode to.
 
-    `norms` says how much an error of each coefficient costs. Returns the tensor of the stream.
+    `norms` says how much an error of each coefficient costs. With a `prediction`, which goes without integers, the
+    codes are of what it leaves of the coordinates, parents first. Returns the tensor of the stream.
     """
     book, gain = codebook(state_bits).to(coordinates), as_stored(plan.gain, "int8").to(coordinates)
     starts = row_starts(plan.tiers, plan.steps.to(plan.tiers.device))
     lengths, counts = unpack_steps(plan.steps)[1].sum(1), integers.integer_steps(plan.steps)[0]
     total = int(torch.bincount(plan.tiers.cpu().long(), minlength=len(lengths)) @ lengths)
     stream = torch.zeros(total, dtype=torch.uint8, device=coordinates.device)
+    levels = torch.zeros_like(starts) if prediction is None else levels_of(prediction.relations)
+    tiers = list(enumerate(_steps_as_read(plan.steps, gain, book)))
     with reporter.bar(total=len(coordinates), description="codes", unit="row") as bar:
-        for tier, steps in enumerate(_steps_as_read(plan.steps, gain, book)):
-            for j, ids in enumerate((plan.tiers == tier).nonzero().flatten().split(ROWS_PER_CHUNK)):
-                make = partial(_search_rows, coordinates[ids], steps, norms, state_bits)
-                kept = reporter.parts.get(f"states-{tier}-{j}", make)["states"].to(ids.device)
+        for level, (tier, steps) in itertools.product(range(int(levels.max()) + 1), tiers):
+            members = ((plan.tiers == tier) & (levels == level)).nonzero().flatten()
+            for j, ids in enumerate(members.split(ROWS_PER_CHUNK)):
+                predicted = 0.0 if prediction is None else prediction.of(ids, coordinates)
+                make = partial(_search_rows, coordinates[ids] - predicted, steps, norms, state_bits)
+                kept = reporter.parts.get(f"states-{level}-{tier}-{j}", make)["states"].to(ids.device)
                 states = kept.int() & ((1 << state_bits) - 1)
                 coordinates[ids, int(counts[tier]) :] = 0
                 for k, (part, _, entries) in enumerate(steps):
                     coordinates[ids, part] = entries[states[:, k].long()]
+                coordinates[ids] += predicted
                 bits = new_bits(states, [k for _, k, _ in steps])
                 stream[starts[ids].unsqueeze(1) + torch.arange(bits.shape[1], device=ids.device)] = bits
                 bar.update(len(ids))

@@ -20,6 +20,7 @@ from lighttoken.artifact.packing import stored_bytes
 from lighttoken.artifact.trellis import LEAD, pack_step, pack_tiers, unpack_steps
 from lighttoken.codec.interface import Budget
 from lighttoken.codec.lighttoken.integers import DISTORTION, integer_bits
+from lighttoken.codec.lighttoken.rates import trellis_distortion, trellis_gap
 from lighttoken.codec.shapes import Table, Weights
 
 Step = tuple[int, int]  # v coefficients, k bits; of an integer, 0 and its low bits
@@ -43,24 +44,6 @@ ROWS_PER_CHUNK = 2048
 PRIOR_ROWS = 64  # weight of the common spectrum, in rows, when a tier's spectrum is estimated
 
 
-def trellis_distortion(rate: Float[Tensor, "*shape"], state_bits: int) -> Float[Tensor, "*shape"]:
-    """Mean squared error of the trellis code on a unit Gaussian at rates in bits per coefficient.
-
-    The bound 2 ** (-2 rate) and the gap of `trellis_gap`.
-    """
-    return torch.minimum(2 ** (-2 * rate) * 10 ** (trellis_gap(rate, state_bits) / 10), torch.ones_like(rate))
-
-
-def trellis_gap(rate: Float[Tensor, "*shape"], state_bits: int) -> Float[Tensor, "*shape"]:
-    """What the trellis code loses against the bound, in dB, once its window is full.
-
-    Fitted to measured gaps (12 state bits: 0.13 at 1/4 bit, 0.24 at 1/2, 0.43 at 1, 0.85 at 2, 1.5 at 4, 2.7 at 6, 6.0
-    at 8; 8 state bits: 0.92 at 1, 1.9 at 2, 4.6 at 4, 7.5 at 5; 14 state bits: 0.31 at 1, 0.60 at 2, 1.0 at 4).
-    """
-    beyond = (rate - state_bits / 2 + 1).clamp_min(0)  # bits for which a computed codebook has too few states
-    return 0.4 * 1.5 ** ((12 - state_bits) / 2) * (rate + beyond.square())
-
-
 @dataclass(frozen=True)
 class Plan:
     """How the bytes are spent.
@@ -68,6 +51,7 @@ class Plan:
     tiers      (V,) uint8      the tier of each row
     steps      (T, s) uint8    the steps of each tier (`artifact.trellis`)
     gain       (T, s) float32  the scale of each step's coefficients, not yet quantized
+    unit       (m,) float32    the deviation of each direction, in which coefficients are counted
     spacing    (m,) float32    of the levels of each row of the decoder, for directions of norm 1
     nbytes     of the tensors; those of the integers and of the decoder, which the search decides, as expected
     integers   (T,) float32    expected bits of a row's integers, see `artifact.integers`
@@ -77,6 +61,7 @@ class Plan:
     tiers: Tensor
     steps: Tensor
     gain: Tensor
+    unit: Tensor
     spacing: Tensor
     nbytes: int
     integers: Tensor
@@ -113,21 +98,24 @@ def plan_budget(
     lengths: Float[Tensor, " d"],
     tiers: int | None = None,
     integers: bool = True,
+    variances: Float[Tensor, " d"] | None = None,
 ) -> Plan:
     """The plan of least predicted weighted error whose tensors fit the budget.
 
     `coordinates`: the centred table along its principal directions, largest first; `weights` have mean 1; `lengths`:
     of the directions in the table, where they have norm 1 under the error metric. With `tiers` the planner keeps to so
-    many; without `integers` it plans none. Raises LighttokenError if no plan is small enough.
+    many; without `integers` it plans none. `coordinates` may be what is left of them after a prediction; `variances`
+    are those of the whole ones then. Raises LighttokenError if no plan is small enough.
     """
     energy = torch.linalg.vector_norm(coordinates, dim=1).square()
-    spectrum = _moments(coordinates, weights.unsqueeze(1)).squeeze(0) / len(coordinates)
+    spectrum = spectrum_of(coordinates, weights)
+    variances = spectrum if variances is None else variances
     plain: list[Plan] = []
     coded: list[Plan] = []  # with integers
     smallest = budget.table_bytes
     for count in TIER_COUNTS if tiers is None else (tiers,):
         assignment = assign_tiers(energy * weights, count)
-        allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, state_bits, lengths)
+        allocation = _Allocation(coordinates, weights, energy, assignment, spectrum, variances, state_bits, lengths)
         smallest = allocation.smallest()
         plan = allocation.within(budget.tensor_bytes, integers=False)
         plain += [plan] if plan else []
@@ -176,6 +164,7 @@ class _Allocation:
         energy: Tensor,
         tiers: Tensor,
         spectrum: Tensor,
+        variances: Tensor,
         state_bits: int,
         lengths: Tensor,
     ):
@@ -187,11 +176,12 @@ class _Allocation:
         self.rows = rows.cpu()
         self.weight = (members.T @ weights / rows.clamp_min(1)).cpu()
         # A small tier says little of its spectrum: the common one, at the tier's energy, counts as PRIOR_ROWS rows.
-        own_moments = _moments(coordinates, members)
+        members = members * weights.unsqueeze(1)
         common = spectrum / spectrum.sum().clamp_min(1e-30) * (members.T @ energy).unsqueeze(1)
-        shrunk = own_moments + common / rows.clamp_min(1).unsqueeze(1) * PRIOR_ROWS
-        self.moments = (shrunk / (rows + PRIOR_ROWS).unsqueeze(1)).cpu()
-        self._weighted = self.moments * self.weight.unsqueeze(1)
+        shrunk = _moments(coordinates, members) + common / rows.clamp_min(1).unsqueeze(1) * PRIOR_ROWS
+        self._weighted = (shrunk / (rows + PRIOR_ROWS).unsqueeze(1)).cpu()
+        self.moments = self._weighted / self.weight.unsqueeze(1)
+        self.known = (variances - spectrum).cpu() * self.vocab_size  # weighted squares that a prediction has taken off
         self.fixed = LEAD + len(pack_tiers(tiers)) + 2 * self.dim
 
     def within(self, nbytes: int, integers: bool) -> Plan | None:
@@ -238,7 +228,7 @@ class _Allocation:
         A direction must pay for its bits and for those of its row of the decoder.
         """
         rates = (self._weighted / level).clamp_min(1).log2() / 2
-        saved = self.rows @ (self._weighted - level).clamp_min(0)
+        saved = self._kept(level)
         bits = self.rows @ rates + self._decoder_bits(self._spacing(level, self.dim))
         pays = saved > PAYS * 2 * math.log(2) * level * bits
         return rates * pays.cumprod(0)
@@ -249,9 +239,12 @@ class _Allocation:
         Uniform rounding of a number to levels D apart costs D^2 / 12 times the weighted energy of its coefficients in
         all rows, the codes cost the level a coefficient.
         """
-        kept = (self._weighted[:, :rank] - level).clamp_min(0)
-        energy = (self.rows @ kept).clamp_min(1e-30)
+        energy = self._kept(level)[:rank].clamp_min(1e-30)
         return (12 * level / energy).sqrt().clamp(self.lengths[:rank] / 2**14, self.lengths[:rank])
+
+    def _kept(self, level: float) -> Float[Tensor, " d"]:
+        """The weighted squares of every direction that the decoded rows have."""
+        return self.known + self.rows @ (self._weighted - level).clamp_min(0)
 
     def _decoder_bits(self, spacing: Float[Tensor, " rank"]) -> Float[Tensor, " rank"]:
         """Expected bits of every row of the decoder, its numbers taken to be Gaussian, and of its scale."""
@@ -294,9 +287,11 @@ class _Allocation:
                 first = end
         mass = self.rows * self.weight
         spacing = self._spacing(level, _rank(steps))
-        rounding = len(spacing) * self.dim * level
-        predicted = (float((mass @ torch.tensor(errors)).sum()) + rounding) / float((mass @ self.moments).sum() + 1e-30)
-        return Plan(self.tiers, packed, gain, spacing, self._bytes(dealt, level), dealt.integers, predicted)
+        lost = float((mass @ torch.tensor(errors)).sum()) + len(spacing) * self.dim * level  # the second: by rounding
+        predicted = lost / float((mass @ self.moments).sum() + self.known.sum() + 1e-30)
+        unit = self.spectrum.sqrt()
+        unit = unit.clamp_min(float(unit.max()) * 1e-6 + 1e-15)[: len(spacing)]
+        return Plan(self.tiers, packed, gain, unit, spacing, self._bytes(dealt, level), dealt.integers, predicted)
 
 
 @dataclass(frozen=True)
@@ -340,6 +335,11 @@ def deal_steps(rates: Float[Tensor, " d"], state_bits: int) -> list[Step]:
 def _rank(steps: Sequence[Sequence[Step]]) -> int:
     """Directions that get bits in any tier."""
     return max((sum(max(vector, 1) for vector, _ in tier) for tier in steps), default=0)
+
+
+def spectrum_of(coordinates: Table, weights: Weights) -> Float[Tensor, " d"]:
+    """The weighted mean square along each direction."""
+    return _moments(coordinates, weights.unsqueeze(1)).squeeze(0) / len(coordinates)
 
 
 def _moments(coordinates: Tensor, members: Tensor) -> Tensor:

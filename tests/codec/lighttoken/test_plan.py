@@ -4,7 +4,8 @@ import torch
 from lighttoken import LighttokenError
 from lighttoken.artifact.trellis import unpack_steps
 from lighttoken.codec.interface import Budget
-from lighttoken.codec.lighttoken.plan import assign_tiers, deal_steps, plan_budget, trellis_distortion
+from lighttoken.codec.lighttoken.plan import assign_tiers, deal_steps, plan_budget
+from lighttoken.codec.lighttoken.rates import trellis_distortion
 
 
 def test_tiers_rise_with_importance_and_part_what_lies_apart():
