@@ -18,8 +18,7 @@ from lighttoken.artifact.relations import DEPTH, KINDS, digest, kinds_of, parent
 from lighttoken.codec.lighttoken.plan import Plan
 from lighttoken.codec.shapes import Table, Weights
 
-RIDGE = 1e-3  # share of the squared parents of a kind, on top of what as many rows as these have:
-RIDGE_ROWS = 8
+RIDGE_ROWS = 8  # whose parents tell nothing, as if every kind had them on top
 # Levels of the maps over those of the decoder's rows: a map serves the rows of a kind, not all rows.
 SPACING = 4.0
 COLUMNS = 64  # directions that are worked on at a time, so that work space stays small next to the table
@@ -78,9 +77,9 @@ def fit_prediction(coordinates: Table, weights: Weights, relations: Int32[Tensor
         left, parent = part - place_in_vocabulary(ids).unsqueeze(1) * slope, part[parents]
         weighted = weights.unsqueeze(1) * parent
         mean, mean_parent = _by_kind(weights.unsqueeze(1) * left, kinds) / total, _by_kind(weighted, kinds) / total
-        squares = _by_kind(weighted * parent, kinds) / total
-        products = _by_kind(weighted * left, kinds) / total - mean * mean_parent
-        gain = products / (squares * (1 + RIDGE + RIDGE_ROWS / rows) - mean_parent.square()).clamp_min(1e-30)
+        variance = _by_kind(weighted * parent, kinds) / total - mean_parent.square()
+        covariance = _by_kind(weighted * left, kinds) / total - mean * mean_parent
+        gain = covariance / (variance * (1 + RIDGE_ROWS / rows)).clamp_min(1e-30)
         gain[0] = 0  # rows without a parent
         maps.append(torch.cat([slope.unsqueeze(0), mean - gain * mean_parent, gain[1:]]).T)
     return Prediction(relations, torch.cat(maps))
