@@ -68,7 +68,7 @@ class Study:
         folder = self.arguments.artifacts / f"{name}-{self.tie}"
         if not folder.exists():
             compress_table(self.table, codec, ratio, importance=self.importance, progress=False).save(folder)
-        return load_table(folder)
+        return load_table(folder, self.backbone.tokenizer(padding=False))
 
     def perplexity(self, compressed: CompressedTable | None) -> float:
         model = self.data.make_model(self.backbone)

@@ -9,7 +9,7 @@ that is written without its tokenizer has them as `links`.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ _PARENT_BITS = 22  # in a relation; the kind has those above
 
 def vocabulary(tokenizer: Any, rows: int) -> list[str]:
     """The tokens of the first rows, by id; "" for rows without one, and for added tokens, which have no relations."""
-    tokens = [""] * rows
+    tokens, added = [""] * rows, set(tokenizer.added_tokens_decoder)
     for token, place in tokenizer.get_vocab().items():
-        if place < rows and place not in tokenizer.added_tokens_decoder:
+        if place < rows and place not in added:
             tokens[place] = token
     return tokens
 
@@ -47,24 +47,21 @@ def relate(tokens: Sequence[str]) -> Int32[Tensor, " V"]:
         if word[1]:
             places.setdefault(word, i)
 
-    def order(i: int) -> tuple[int, bool, bool, int]:
-        starts, letters = words[i]
-        return len(letters), letters != letters.lower(), not starts, i
-
-    parents, levels, found = list(range(len(tokens))), [0] * len(tokens), dict[int, int | str]()
-    for i in sorted(range(len(tokens)), key=order):
+    # Parents come first: shorter words, small letters, starts of words.
+    order = [(len(letters), letters != letters.lower(), not starts, i) for i, (starts, letters) in enumerate(words)]
+    parents, levels, kinds = list(range(len(words))), [0] * len(words), dict[int, int | str]()
+    for i in sorted(range(len(words)), key=order.__getitem__):
         for word, kind in _candidates(*words[i]):
-            parent = places.get(word, i)
-            if order(parent) < order(i) and levels[parent] < DEPTH:
-                parents[i], levels[i], found[i] = parent, levels[parent] + 1, kind
+            parent = places.get(word)
+            if parent is not None and order[parent] < order[i] and levels[parent] < DEPTH:
+                parents[i], levels[i], kinds[i] = parent, levels[parent] + 1, kind
                 break
-    endings = Counter(kind for kind in found.values() if isinstance(kind, str))
+    endings = Counter(kind for kind in kinds.values() if isinstance(kind, str))
     frequent = sorted(endings, key=lambda ending: (-endings[ending], ending))[:ENDINGS]
-    kinds = {ending: LONGER + 1 + i for i, ending in enumerate(frequent)}
-    relations = torch.tensor(parents, dtype=torch.int32)
-    for i, kind in found.items():
-        relations[i] += (kinds.get(kind, LONGER) if isinstance(kind, str) else kind) << _PARENT_BITS
-    return relations
+    number = {ending: LONGER + 1 + i for i, ending in enumerate(frequent)}
+    for i, kind in kinds.items():
+        parents[i] += (number.get(kind, LONGER) if isinstance(kind, str) else kind) << _PARENT_BITS
+    return torch.tensor(parents, dtype=torch.int32)
 
 
 def relations_of(tokenizer: Any, rows: int) -> Int32[Tensor, " V"]:
@@ -162,21 +159,15 @@ def _words(tokens: Sequence[str]) -> list[tuple[bool, str]]:
     return words
 
 
-def _candidates(starts: bool, letters: str) -> "list[tuple[tuple[bool, str], int | str]]":
+def _candidates(starts: bool, letters: str) -> Iterator[tuple[tuple[bool, str], int | str]]:
     """The words that may be the parent of a word, the best first, with the kind or the ending."""
-    if not letters:
-        return []
-    lower = letters.lower()
-    candidates: list[tuple[tuple[bool, str], int | str]] = [
-        ((starts, lower), CASE),
-        ((not starts, letters), PLACE),
-        ((not starts, lower), PLACE),
-    ]
+    if letters:
+        lower = letters.lower()
+        yield (starts, lower), CASE
+        yield (not starts, letters), PLACE
+        yield (not starts, lower), PLACE
     for n in range(len(letters) - 1, max(LEAST_LETTERS, math.ceil(len(letters) * LEAST_SHARE)) - 1, -1):
         beginning, ending = letters[:n], letters[n:]
-        candidates += [
-            ((starts, beginning), ending),
-            ((not starts, beginning), ending),
-            ((starts, beginning.lower()), ending),
-        ]
-    return candidates
+        yield (starts, beginning), ending
+        yield (not starts, beginning), ending
+        yield (starts, beginning.lower()), ending

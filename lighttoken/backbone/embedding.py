@@ -185,7 +185,9 @@ class CompressedEmbedding(Storage):
         bits = 8 * self.codes.numel() * self.codes.element_size() / self.num_embeddings
         codes = f", bits_per_row={bits:.1f}" if bits else ""  # svd has no codes
         ratio = "" if self.codes.is_meta else f", ratio={self.ratio:.1f}"
-        return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}{codes}{ratio})"
+        predicted = self.description.summary.get("predicted_rows")
+        related = f", predicted_rows={predicted}" if predicted else ""
+        return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}{codes}{ratio}{related})"
 
     def _rows(self, ids: Tensor) -> Tensor:
         # Autocast does not round the rows of a dense embedding either.

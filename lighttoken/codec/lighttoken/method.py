@@ -1,8 +1,9 @@
-"""The LightToken codec, past the paper: low rank, trellis codes by tiers of importance, decoder fitted to the codes.
+"""The LightToken codec, past the paper: low rank, prediction, trellis codes by tiers, decoder fitted to the codes.
 
 It keeps the four stages of LightToken (Wang et al., KDD 2023; `codec.paper` has their published form) and changes the
 hash code: instead of a sum of +-1 steps of a learned matrix, a window over the bits looks coefficients up
 (`artifact.trellis`). On white Gaussian rows that is 0.55 dB from the rate-distortion bound at 1 bit per coefficient.
+Rows are not independent of each other: some are predicted from others first (`codec.lighttoken.prediction`).
 `LightToken.fit` reads top to bottom as the method does.
 
 Letters: V rows of the table, d columns, m rows of the decoder, T tiers, s steps of a tier, n rows of a chunk.
@@ -22,7 +23,7 @@ from lighttoken.artifact.trellis import MAX_STATE_BITS, MAX_TIERS, pack_tiers
 from lighttoken.codec.interface import Budget, Importance, MetricCodec, Reporter, resolve_device
 from lighttoken.codec.lighttoken.encode import ROWS_PER_CHUNK, encode_integers, encode_trellis
 from lighttoken.codec.lighttoken.plan import Plan, plan_budget, spectrum_of
-from lighttoken.codec.lighttoken.prediction import Prediction, fit_prediction
+from lighttoken.codec.lighttoken.prediction import Prediction, fit_prediction, levels_of
 from lighttoken.codec.lighttoken.rates import distortions
 from lighttoken.codec.lowrank import weighted_moments
 from lighttoken.codec.metric_roots import metric_roots
@@ -96,16 +97,18 @@ class LightToken(MetricCodec):
             if encoded is not None:
                 break
         plan, codes = encoded or (plan, {})
+        summary = plan.describe()
         if prediction is not None:
             prediction, maps = prediction.stored(plan)
             codes |= maps
+            summary["predicted_rows"] = int((levels_of(prediction.relations) > 0).sum())
         codes |= encode_trellis(coordinates, plan, unit, self.state_bits, reporter, prediction)
 
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights, ridge=RIDGE)
         tensors = _tensors(plan, bias) | codes
         room = budget.tensor_bytes - sum(tensor.nbytes for tensor in tensors.values())
-        return tensors | _finest_decoder(decoder, (plan.spacing.to(unit) * unit).unsqueeze(1), room), plan.describe()
+        return tensors | _finest_decoder(decoder, (plan.spacing.to(unit) * unit).unsqueeze(1), room), summary
 
     def _plan(
         self, coordinates: Table, importance: Importance, budget: Budget, lengths: Tensor, integers: bool
