@@ -68,6 +68,12 @@ def lighttoken_default(table: torch.Tensor, ratio: float, importance: Importance
     return _quantized(compress_table(table, "lighttoken", ratio, importance=importance, progress=False))
 
 
+def lighttoken_unweighted(table: torch.Tensor, ratio: float, importance: Importance) -> Quantized:
+    """The default settings with the same weight for all rows and the Euclidean distance; related rows are known."""
+    uniform = Importance(torch.ones(len(table)), relations=importance.relations)
+    return _quantized(compress_table(table, "lighttoken", ratio, importance=uniform, progress=False))
+
+
 def _quantized(compressed: CompressedTable) -> Quantized:
     summary = compressed.summary
     if compressed.codec == "lighttoken":
@@ -100,7 +106,7 @@ CODECS: dict[str, tuple[Method, tuple[float, ...]]] = {
     "faiss prq": (unweighted(faiss_prq), RATIOS),
     "lighttoken_paper": (codec("lighttoken_paper"), RATIOS),
     "lighttoken_paper, refined": (codec(LightTokenPaper(refine_rounds=20)), RATIOS),
-    "lighttoken, unweighted": (codec("lighttoken"), RATIOS),
+    "lighttoken, unweighted": (lighttoken_unweighted, RATIOS),
     "lighttoken": (lighttoken_default, RATIOS),
 }
 
