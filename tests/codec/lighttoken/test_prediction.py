@@ -46,11 +46,6 @@ def test_rows_that_are_not_related_are_not_predicted():
     assert "maps" not in compressed(family_table(), relations=None).tensors
 
 
-def test_an_unknown_prediction_is_refused():
-    with pytest.raises(LighttokenError, match="unknown predict='suffix'; choose one of related, none"):
-        LightToken(predict="suffix")
-
-
 def test_some_rows_decode_as_all_rows_do():
     table = compressed(family_table())
     ids = torch.tensor([[1170, 3], [400, 400]])
