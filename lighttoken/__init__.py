@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from lighttoken.codec import compress_table
     from lighttoken.codec.quality import compress_to_quality
     from lighttoken.errors import LighttokenError
+    from lighttoken.run.healing import Healing
     from lighttoken.run.importance import measure_importance
     from lighttoken.run.in_memory import LighttokenConfig, compress_model
 
 __all__ = [
     "CompressedEmbedding",
     "CompressedTable",
+    "Healing",
     "LighttokenConfig",
     "LighttokenError",
     "compress_model",
@@ -35,6 +37,7 @@ __all__ = [
 _HOMES = {
     "CompressedEmbedding": "lighttoken.backbone.embedding",
     "CompressedTable": "lighttoken.artifact.table",
+    "Healing": "lighttoken.run.healing",
     "LighttokenConfig": "lighttoken.run.in_memory",
     "LighttokenError": "lighttoken.errors",
     "compress_model": "lighttoken.run.in_memory",

@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,12 +145,11 @@ class Backbone:
 
         Raises LighttokenError for an encoder-decoder, and if the checkpoint lacks the head.
         """
-        config = self._load(AutoConfig)
-        if config.is_encoder_decoder:
+        if self.is_encoder_decoder:
             raise LighttokenError(
                 f"model={self.label} is an encoder-decoder; perplexity needs a decoder or a masked model"
             )
-        auto_class = AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
+        auto_class = AutoModelForMaskedLM if is_masked(self._load(AutoConfig)) else AutoModelForCausalLM
         model, report = self._load_weights(auto_class)
         if report.new:
             raise LighttokenError(
@@ -169,12 +168,25 @@ class Backbone:
             return False
         return not is_masked(config) or not self._load_weights(AutoModelForMaskedLM)[1].new
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model reads with one part and writes with another, as T5."""
+        return self._load(AutoConfig).is_encoder_decoder
+
     def pooling(self) -> str | None:
         """How sentence-transformers would pool this checkpoint's hidden states; None if its folder does not say."""
         return read_pooling(self._folder())
 
-    def save_checkpoint(self, compressed: CompressedTable, directory: Path, tie: Tie) -> tuple[int, int]:
+    def save_checkpoint(
+        self,
+        compressed: CompressedTable,
+        directory: Path,
+        tie: Tie,
+        change: Callable[[PreTrainedModel], None] | None = None,
+    ) -> tuple[int, int]:
         """Write the model with the compressed table, and all other files of its checkpoint.
+
+        `change` is called with the model before it is written.
 
         Heads and precision stay the same; a head that the checkpoint lacks is not made up. Weights that the model's
         class does not have, as the pooler of a BERT that is saved as a masked language model, are written as they are.
@@ -194,6 +206,8 @@ class Backbone:
         rest = read_tensors(source, report.unused)
         before = model.get_memory_footprint(return_buffers=False) + sum(tensor.nbytes for tensor in rest.values())
         swap_embedding(model, compressed, tie)
+        if change is not None:
+            change(model)
         quantizer: Any = model.hf_quantizer
         quantizer.rest = rest
         with write_folder(directory, OF_EARLIER_CHECKPOINTS) as folder:
@@ -269,7 +283,12 @@ class LoadedBackbone:
 
     def predicts_tokens(self) -> bool:
         """As `Backbone.predicts_tokens`."""
-        return not self.model.config.is_encoder_decoder and _predicts(type(self.model).__name__)
+        return not self.is_encoder_decoder and _predicts(type(self.model).__name__)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """As `Backbone.is_encoder_decoder`."""
+        return self.model.config.is_encoder_decoder
 
     def language_model(self) -> PreTrainedModel:
         """A copy of the model, as `Backbone.language_model` loads it."""

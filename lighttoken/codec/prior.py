@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from lighttoken.codec.corpus import TextFile
 from lighttoken.codec.languages import frequent_words, known_languages, served_languages
 from lighttoken.errors import LighttokenError
 
@@ -30,7 +31,6 @@ MIXED_WORDS = 20_000  # of one of several languages; rarer ones are below the fl
 UNSPACED = ("ja", "zh")  # written without spaces
 BATCH = 10_000
 EXPONENT = 0.45  # of row weights
-FORMATS = {".txt": "text", ".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class WordFrequency(Prior):
 
 @dataclass(frozen=True)
 class Corpus(Prior):
-    """Counts in a file of texts: .txt with a text per line, or .parquet, .csv or .jsonl with a column of texts."""
+    """Counts in a file of texts, see `TextFile`."""
 
     name: ClassVar[str] = "corpus"
     file: str = ""
@@ -171,11 +171,7 @@ class Corpus(Prior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        path = Path(self.file)
-        if not path.is_file():
-            raise LighttokenError(f"prior.file={self.file} is no file; set codec.prior.file=FILE to a corpus")
-        if path.suffix not in FORMATS:
-            raise LighttokenError(f"prior.file={path} has no known format; choose a file in {', '.join(FORMATS)}")
+        self._source()
 
     def settings(self) -> dict[str, Any]:
         """With the name and the hash of the file."""
@@ -190,17 +186,10 @@ class Corpus(Prior):
 
     def texts(self) -> Iterable[str]:
         """The texts of the file. Raises LighttokenError if it lacks the column."""
-        from datasets import load_dataset
+        return self._source().texts()
 
-        path = Path(self.file)
-        column = "text" if path.suffix == ".txt" else self.column
-        texts = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
-        columns = list(texts.column_names or next(iter(texts), {}))
-        if column not in columns:
-            raise LighttokenError(
-                f"prior.file={path} has no column {column!r}; set codec.prior.column to one of {', '.join(columns)}"
-            )
-        return (str(row[column]) for row in texts if row[column] is not None)
+    def _source(self) -> TextFile:
+        return TextFile(self.file, self.column, key="codec.prior")
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from lighttoken.codec.corpus import token_stream
 from lighttoken.codec.prior import special_tokens
 from lighttoken.errors import LighttokenError
 
@@ -79,7 +81,7 @@ class Texts:
         shares[[token for ids in self.special for token in ids]] = 0
         generator = torch.Generator().manual_seed(self.seed)
         ids = torch.multinomial(shares, self.count * self.length, replacement=True, generator=generator)
-        return self._enclose(ids)
+        return enclosed(ids.view(self.count, self.length), self.tokenizer)
 
     def _of_decoder(self, drawn: Tensor) -> Tensor:
         """Samples at temperature 1, after the special tokens, or after a drawn token where there are none."""
@@ -112,16 +114,16 @@ class Texts:
             raise LighttokenError(
                 "error_metric_texts is corpus and the prior has none; set codec/prior=corpus codec.prior.file=FILE"
             )
-        ids: list[int] = []
-        for text in corpus:
-            ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if len(ids) >= self.count * self.length:
-                return self._enclose(torch.tensor(ids[: self.count * self.length]))
-        raise LighttokenError(
-            f"the corpus has {len(ids)} tokens and the error metric reads {self.count * self.length}; set "
-            f"codec.error_metric_sequences={max(1, len(ids) // self.length)}, or use a larger corpus"
-        )
+        ids = list(islice(token_stream(self.tokenizer, corpus), self.count * self.length))
+        if len(ids) < self.count * self.length:
+            raise LighttokenError(
+                f"the corpus has {len(ids)} tokens and the error metric reads {self.count * self.length}; set "
+                f"codec.error_metric_sequences={max(1, len(ids) // self.length)}, or use a larger corpus"
+            )
+        return enclosed(torch.tensor(ids).view(self.count, self.length), self.tokenizer)
 
-    def _enclose(self, ids: Tensor) -> Tensor:
-        before, after = (torch.tensor(tokens, dtype=torch.long).expand(self.count, -1) for tokens in self.special)
-        return torch.cat([before, ids.view(self.count, self.length), after], 1)
+
+def enclosed(texts: Int64[Tensor, "N n"], tokenizer: Any) -> Int64[Tensor, "N L"]:
+    """Texts of tokens between the special tokens of a tokenizer."""
+    before, after = (torch.tensor(ids, dtype=torch.long).expand(len(texts), -1) for ids in special_tokens(tokenizer))
+    return torch.cat([before, texts, after], 1)

@@ -46,7 +46,10 @@ def check(config: DictConfig) -> None:
         _check_precisions(plain)
         _check_callbacks(plain)
         _check_trainer(plain["trainer"])
+        if plain["heal"] and plain["init_from"]:
+            raise LighttokenError(f"init_from={plain['init_from']} brings a body of its own; leave out heal=")
     if schema is Compress:
+        _check_healing(plain)
         _check_goal(plain)
         _check_output(plain)
 
@@ -148,6 +151,15 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
     check_processes(f"WORLD_SIZE={world}", int(world) if world.isdecimal() else 1, "start it without torchrun")
 
 
+def _check_healing(config: dict[str, Any]) -> None:
+    """A healed backbone that would not be written, and texts that this command has not."""
+    texts = config["heal"].get("texts")
+    if texts and not config["checkpoint"]:
+        raise LighttokenError(f"heal={texts} adapts the backbone, and an artifact is the table; add checkpoint=true")
+    if texts == "task":
+        raise LighttokenError("heal=task reads the rows of a task, which this command has not; choose heal=prior")
+
+
 def _check_goal(config: dict[str, Any]) -> None:
     """Nothing to compress, a quality that cannot be, or a ratio and a quality at once."""
     quality = config["quality"]
@@ -181,6 +193,7 @@ def check_sources(config: DictConfig) -> None:
     if isinstance(codec, MetricCodec):
         resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
+    hydra.utils.instantiate(config.heal)
     task = config.get("task") or {}
     file, folder = task.get("file"), task.get("data_dir")
     if file and not Path(file).is_file():

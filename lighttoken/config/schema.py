@@ -25,6 +25,7 @@ class Train:
     model: Any = MISSING
     codec: Any = MISSING
     task: Any = MISSING
+    heal: Any = MISSING
     finetune: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
@@ -51,6 +52,7 @@ class Compress:
 
     model: Any = MISSING
     codec: Any = MISSING
+    heal: Any = MISSING
     ratio: float = MISSING
     quality: float | None = None
     measure: str = MISSING

@@ -16,9 +16,10 @@ from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.quality import compress_to_quality
 from lighttoken.run.artifacts import artifact_key
+from lighttoken.run.healing import heal
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
-from lighttoken.run.screen import print_plan, print_rows, size
+from lighttoken.run.screen import healing_text, print_plan, print_rows, size
 
 
 def compress(config: DictConfig) -> CompressedTable:
@@ -41,15 +42,20 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     parts = Parts(output.absolute().with_name(f".{output.name}.{key}.parts"))
     with saying_what_is_kept(parts):
         compressed, goal = make_table(config, table, backbone, codec, parts)
-    # 2. The files.
     rows = [("model", backbone.label)]
+    # 2. The body, adapted to the compressed table.
+    healed = None
+    if config.heal:
+        healed = heal(backbone, compressed, instantiate(config.heal), seed=config.seed, progress=config.progress)
+        rows.append(("healed", healing_text(healed.summary)))
+    # 3. The files.
     if config.checkpoint:
-        before, after = backbone.save_checkpoint(compressed, output, config.tie)
+        before, after = backbone.save_checkpoint(compressed, output, config.tie, healed.put_into if healed else None)
         rows.append(("weights", f"{size(before)} -> {size(after)}"))
     else:
         compressed.save(output)
     parts.remove()
-    # 3. What the screen shows.
+    # 4. What the screen shows.
     rows += [
         ("ratio", f"{compressed.ratio:.2f}"),
         ("table", f"{size(4 * table.numel())} -> {size(compressed.nbytes)}"),

@@ -12,6 +12,7 @@ from lighttoken.backbone.source import LoadedBackbone, check_tokenizer
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, check_reach, compress_table, find_codec
 from lighttoken.errors import LighttokenError
+from lighttoken.run.healing import Healing, heal
 from lighttoken.run.importance import measure_importance
 
 
@@ -23,19 +24,27 @@ def compress_model(
     tie: Tie = "compressed",
     seed: int = 0,
     progress: bool = True,
+    healing: Healing | None = None,
 ) -> PreTrainedModel:
     """Compress the token embedding of a model, in place; returns the model.
 
     The importance comes from the tokenizer and the model, as in `python -m lighttoken.compress`: the table is the same,
     for the same model, seed and number of threads. While it is measured, a float32 copy of the model is in memory. For
-    `tie` see `swap_embedding`. Raises LighttokenError as `compress_table` and `measure_importance` do.
+    `tie` see `swap_embedding`. With `healing`, the body is adapted to the compressed table, which takes two copies;
+    `model.config.healing` then says what was done. Raises LighttokenError as `compress_table`, `measure_importance` and
+    `heal` do.
     """
     codec = find_codec(codec)
     table = find_embedding(model).weight.detach().float()
     check_reach(table, codec, ratio)
-    importance = measure_importance(LoadedBackbone(model, tokenizer), codec, len(table), seed, progress, tie=tie)
+    backbone = LoadedBackbone(model, tokenizer)
+    importance = measure_importance(backbone, codec, len(table), seed, progress, tie=tie)
     compressed = compress_table(table, codec, ratio, importance=importance, seed=seed, progress=progress)
-    return swap_embedding(model, compressed, tie)
+    healed = heal(backbone, compressed, healing, seed=seed, progress=progress) if healing else None
+    swap_embedding(model, compressed, tie)
+    if healed is not None:
+        healed.put_into(model)
+    return model
 
 
 class LighttokenConfig(QuantizationConfigMixin):

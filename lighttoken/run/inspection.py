@@ -13,7 +13,7 @@ from lighttoken.backbone.checkpoint import read_checkpoint
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.loss import table_errors
 from lighttoken.errors import LighttokenError
-from lighttoken.run.screen import print_plan, print_rows, size
+from lighttoken.run.screen import healing_text, print_plan, print_rows, size
 
 
 def show(folder: Path, source: Backbone | None = None) -> bool:
@@ -61,6 +61,7 @@ def _checkpoint_rows(folder: Path, compressed: CompressedTable) -> list[tuple[st
         ("weights", f"{size(before)} -> {size(after)}"),
         ("table's share of them", f"{table / before:.1%} -> {packed / after:.1%}"),
         ("tied output head", config["quantization_config"]["tie"]),
+        *([("healed", healing_text(config["healing"]))] if config.get("healing") else []),
     ]
 
 

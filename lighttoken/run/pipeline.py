@@ -1,5 +1,6 @@
-"""A run: load, compress, measure, fine-tune if the task trains, evaluate, and write the record."""
+"""A run: load, compress, heal, measure, fine-tune if the task trains, evaluate, and write the record."""
 
+import copy
 import logging
 import math
 import shutil
@@ -30,6 +31,7 @@ from lighttoken.codec import Codec, Uncompressed
 from lighttoken.errors import LighttokenError
 from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
+from lighttoken.run.healing import heal_once
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
 from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, find_reference, settle
@@ -73,6 +75,9 @@ def train(config: DictConfig) -> Record:
         with open_loggers(loggers, record):  # only now: a run that cannot be does not appear in W&B
             with record.phase("compress"):  # make the compressed table, or read an artifact; swap it in
                 compressed = compress(run)
+            if config.heal:
+                with record.phase("heal"):  # adapt the backbone to the compressed table, on texts without labels
+                    heal_backbone(run, compressed)
             with record.phase("measure"):  # the table's spectrum and bound, the artifact's errors and bytes
                 measure(run, compressed)
             if run.data.trains:
@@ -136,7 +141,8 @@ def load(
         record.hardware["accelerator"] = "none"  # this run leaves an accelerator of the machine unused
     data = load_data(config, backbone)
     model, teacher = load_models(config, data, backbone)
-    original = model if data.trains else shared_copy(model)
+    # Healing changes weights in place, which a shared copy would see.
+    original = model if data.trains else copy.deepcopy(model) if config.heal else shared_copy(model)
     table = find_embedding(model).weight.detach()
     record.add_model(model, table)
     return Run(config, record, loggers, backbone, codec, trainer, data, model, teacher, original, table)
@@ -190,6 +196,28 @@ def compress(run: Run) -> CompressedTable | None:
         swap_embedding(run.model, compressed, config.tie)
     log_sizes(run.loggers, record)
     return compressed
+
+
+def heal_backbone(run: Run, compressed: CompressedTable | None) -> None:
+    """Give the model a body that is adapted to the compressed table; with codec=none there is nothing to adapt to."""
+    config, record = run.config, run.record
+    if compressed is None:
+        log.info("codec=none has nothing to heal")
+        return
+    healed = heal_once(
+        Path(config.output_dir),
+        Path(str(record.artifact)),
+        run.backbone,
+        compressed,
+        instantiate(config.heal),
+        run.data,
+        config.seed,
+        loggers=run.loggers,
+        progress=config.progress,
+        accelerator=config.trainer.accelerator,
+    )
+    healed.put_into(run.model)
+    record.healing = healed.summary
 
 
 def measure(run: Run, compressed: CompressedTable | None) -> None:

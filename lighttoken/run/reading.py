@@ -255,6 +255,7 @@ RULES: dict[str, Rule] = {
         nmse_by_frequency_tenth=_optional(_tenths),
         bytes_by_part=_optional(_each(_number(0, 1e18, (int,)))),
     ),
+    "healing": _parts(texts=_text, steps=_number(0, LARGEST), cosine_before=_number(-1, 1), cosine=_number(-1, 1)),
     "seconds": _each(_number(0, 1e12)),
     "hardware": _parts(accelerator=_optional(_text)),
     "versions": _mapping,
@@ -264,7 +265,7 @@ REQUIRED = {"status", "codec", "config", "metrics", "started"}
 # What records of earlier versions lack.
 DEFAULTS: dict[str, Any] = {
     **{"task": "?", "model": "?", "seed": 0},
-    **{name: {} for name in ("table", "compression", "seconds", "hardware", "versions", "process")},
+    **{name: {} for name in ("table", "healing", "compression", "seconds", "hardware", "versions", "process")},
     **{name: None for name in RULES if "bytes" in name or "ratio" in name},
     **dict.fromkeys(("error", "artifact", "git_commit")),
 }

@@ -48,6 +48,7 @@ NOT_RECIPE = (
     "save_model",
     "distill",  # its teacher is such an uncompressed run
     "tie",
+    "heal",
 )
 LABEL_NAMES = ("label_names", "submit_names")
 # Keys that may differ between two commands that ask for the same run.
@@ -78,6 +79,7 @@ class Record:
     tie: str | None = None  # of an output head that shares the table; None for a model without one
     resumed: str | None = None  # checkpoint that fine-tuning continued from
     table: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.measure.measure_table`
+    healing: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.healing`: texts, steps, cosines
     compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
@@ -170,7 +172,8 @@ def settle(config: DictConfig) -> None:
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that makes it another run. With codec=none, the ratio does not."""
-    ignored = NOT_ASKED + (("ratio", "schedule", "tie") if config["codec"].get("name") == "none" else ())
+    ignored = NOT_ASKED + (("ratio", "schedule", "tie", "heal") if config["codec"].get("name") == "none" else ())
+    ignored += () if config.get("heal") else ("heal",)  # which configs of before lack
     return {key: _comparable(value) for key, value in config.items() if key not in ignored}
 
 

@@ -22,6 +22,7 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
     rows = [
         *_score_rows(record, reference),
         *([("output head", HEADS[record.tie])] if record.tie else []),
+        *([("healed", healing_text(record.healing))] if record.healing else []),
         ("ratio", f"{record.ratio:.2f}" + (f" (asked {record.ratio_asked:g})" if record.ratio_asked else "")),
         ("table", f"{size(record.table_bytes)} -> {size(record.artifact_bytes)}"),
         ("table's share of the model", f"{table_share} -> {artifact_share}"),
@@ -47,6 +48,13 @@ def _score_rows(record: Record, reference: dict[str, Any] | None) -> list[tuple[
     if reference is None:
         rows.append(("retention", "no finished codec=none run of this recipe and seed yet"))
     return rows
+
+
+def healing_text(summary: dict[str, Any]) -> str:
+    """What a backbone was healed on, for how long, and how near its hidden states are to the original ones."""
+    name = {"corpus": summary.get("file")}.get(summary["texts"], summary["texts"])
+    cosines = f"{summary['cosine_before']:.4f} -> {summary['cosine']:.4f}"
+    return f"{summary['steps']} steps on texts of {name}, cosine of hidden states {cosines}"
 
 
 def print_plan(compressed: CompressedTable) -> None:

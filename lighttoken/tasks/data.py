@@ -115,6 +115,14 @@ class TaskData(L.LightningDataModule):
         sampler = EpochSampler(self.batch_size, list(rows["length"]), seed=torch.initial_seed() % 2**62)
         return self.loader(rows, self.batch_size, sampler=sampler)
 
+    def text_loaders(self, batch_size: int, held_out: int, seed: int) -> tuple[DataLoader, DataLoader]:
+        """Batches of training rows, for a use that reads no labels, and of `held_out` rows that are not among them."""
+        rows = self.splits["train"].shuffle(seed)
+        held_out = min(held_out, len(rows) // 2)
+        rest = rows.select(range(held_out, len(rows)))
+        sampler = EpochSampler(batch_size, list(rest["length"]), seed=seed)
+        return self.loader(rest, batch_size, sampler=sampler), self.loader(rows.select(range(held_out)), batch_size)
+
     def val_dataloader(self) -> list[DataLoader]:
         """The validation splits, then the dev rows if rows are held out."""
         names = [self.validation_splits.get(name, name) for name in self.eval_names]

@@ -79,7 +79,7 @@ class FineTuner(L.LightningModule):
         loss = output.loss
         if self.teacher is not None:
             with torch.no_grad():
-                target = self.teacher(**_inputs(batch))
+                target = self.teacher(**model_inputs(batch))
             distance = self.distance(output, target)
             self.log("train/distance", distance)
             loss = (1 - self.distill_weight) * loss + self.distill_weight * distance
@@ -110,7 +110,7 @@ class FineTuner(L.LightningModule):
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The answers (batch,): classes or numbers."""
-        return _answers(self(**_inputs(batch)).logits)
+        return _answers(self(**model_inputs(batch)).logits)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         model: Any = self.model
@@ -156,11 +156,11 @@ class SpanFineTuner(FineTuner):
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The logits (batch, length) of starts and of ends."""
-        output = self(**_inputs(batch))
+        output = self(**model_inputs(batch))
         return output.start_logits.cpu(), output.end_logits.cpu()
 
 
-def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch.items() if name not in LABELS}
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from lighttoken.codec.prior import FORMATS
+from lighttoken.codec.corpus import FORMATS
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.data import TaskData
 

@@ -78,7 +78,7 @@ def test_special_tokens_are_those_around_every_text(tokenizer):
     [
         ({"exponent": -1.0}, "prior.exponent is -1.0; it must be 0 or above"),
         ({"floor": 0.0}, "prior.floor is 0.0; it must be above 0"),
-        ({"file": "nowhere.txt"}, "prior.file=nowhere.txt is no file; set codec.prior.file=FILE to a corpus"),
+        ({"file": "nowhere.txt"}, "codec.prior.file=nowhere.txt is no file; set codec.prior.file=FILE to a corpus"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, message):
