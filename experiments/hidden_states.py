@@ -19,7 +19,7 @@ Batches = list[dict[str, Tensor]]
 Hidden = list[Tensor]  # (n, width) for every batch: the states of its n tokens, without padding
 
 
-def read_batches(data: Path, task: str, tokenizer: Any) -> Batches:
+def evaluated_texts(data: Path, task: str) -> list[str]:
     """The first training texts of a task in an order of hashes, up to so many characters; sorted by length."""
     texts, room = [], CHARACTERS
     split = load_dataset("parquet", data_files=str(data / task / "train.parquet"), split="train")
@@ -28,7 +28,12 @@ def read_batches(data: Path, task: str, tokenizer: Any) -> Batches:
             break
         texts.append(text)
         room -= len(text)
-    texts.sort(key=len)
+    return sorted(texts, key=len)
+
+
+def read_batches(data: Path, task: str, tokenizer: Any) -> Batches:
+    """Batches of the texts of a task."""
+    texts = evaluated_texts(data, task)
     kwargs = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
     return [tokenizer(texts[i : i + BATCH], **kwargs) for i in range(0, len(texts), BATCH)]
 
