@@ -9,9 +9,8 @@ def main() -> None:
     with interruptible():  # from here on, as the imports take seconds
         quiet_imports()
         from lighttoken.config.command import run_command
-        from lighttoken.run.compression import compress
 
-        run_command("compress", compress)
+        run_command("compress", "lighttoken.run.compression.compress")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import interruptible
+from lighttoken.version import __version__
 
 EPILOG = """example, next to a running sweep:
   python -m lighttoken.report outputs --watch --serve
@@ -33,6 +34,7 @@ def main() -> None:
         metavar="[ENTITY/]PROJECT",
         help="instead, make a workspace and a report of the runs in this W&B project, and print their addresses",
     )
+    parser.add_argument("--version", action="version", version=f"lighttoken {__version__}")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     folders = arguments.folders or [Path("outputs")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import interruptible
 from lighttoken.run.libraries import quiet_imports
+from lighttoken.version import __version__
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--verify", metavar="SOURCE", help="compare with the original table: a checkpoint's folder or a model= name"
     )
+    parser.add_argument("--version", action="version", version=f"lighttoken {__version__}")
     arguments = parser.parse_args()
     with interruptible():
         quiet_imports()

@@ -9,9 +9,8 @@ def main() -> None:
     with interruptible():  # from here on, as the imports take seconds
         quiet_imports()
         from lighttoken.config.command import run_command
-        from lighttoken.run.pipeline import train
 
-        run_command("train", train)
+        run_command("train", "lighttoken.run.pipeline.train")
 
 
 if __name__ == "__main__":

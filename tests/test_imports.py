@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "lighttoken"
 # siblings.
 FLOORS = [
     {"inspect"},  # another name of `show`
-    {"train", "compress", "show", "report"},
+    {"train", "compress", "show", "report", "__main__"},
     {"dashboard"},
     {"config"},
     {"run"},

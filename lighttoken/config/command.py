@@ -8,36 +8,44 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
+import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lighttoken.config.check import check, check_sources
 from lighttoken.config.messages import one_line
 from lighttoken.config.schema import config_dir, register
 from lighttoken.run.secrets import refuse_secrets
-from lighttoken.run.sweep import run_here
+from lighttoken.version import __version__
 
 
-def run_command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
-    """Compose the config of a command, check it, call `run`. An error of the user is one line and exit code 2.
+def run_command(config_name: str, run: str) -> None:
+    """Compose the config of a command, check it, call `run`, the path of a function that takes the config.
 
-    With HYDRA_FULL_ERROR=1 in the environment every error comes with its traceback.
+    What takes long to import is imported once the config is composed: `--help` and a misspelt key are answered at once.
+    An error of the user is one line and exit code 2. With HYDRA_FULL_ERROR=1 in the environment every error comes with
+    its traceback.
     """
+    if "--version" in sys.argv[1:]:
+        print(f"lighttoken {__version__}")
+        return
     register()
     show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # keeps Hydra from printing errors its own way, in several lines
     message = functools.partial(one_line, config_name=config_name)
 
     def checked(config: DictConfig) -> Any:
+        from lighttoken.config.check import check, check_sources
+
         check(config)
         check_sources(config)
-        return run(config)
+        return hydra.utils.get_method(run)(config)
 
-    @functools.wraps(run)
     @_one_line_errors(message, show_traceback)
     def job(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN and "skip_done" in config:
+            from lighttoken.run.sweep import run_here
+
             return run_here(config, checked, message)
         return checked(config)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -176,7 +177,9 @@ def heal(
         return round(float(trainer.callback_metrics["heal/cosine"]), 6)
 
     before = cosine()
-    trainer.fit(healer, texts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # intended: no dropout
+        trainer.fit(healer, texts)
     after = cosine()
     unchanged = {name: parameter.cpu() for name, parameter in original.named_parameters()}
     parameters = {name: parameter.detach().cpu() for name, parameter in model.named_parameters() if name in unchanged}
