@@ -17,6 +17,11 @@ def is_masked(config: PretrainedConfig) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes
 
 
+def predicts_tokens(class_name: str) -> bool:
+    """Whether a class of models has a head that predicts tokens."""
+    return class_name.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel"))
+
+
 def body_output(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelOutput:
     """What the body of a language model returns: `last_hidden_state` (batch, length, d) and more."""
     return model.base_model(**inputs)

@@ -1,6 +1,5 @@
 """Where a pretrained model comes from: its table, its tokenizer, the model with the head of a task."""
 
-import copy
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +25,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lighttoken.artifact.files import write_folder
+from lighttoken.artifact.files import write_atomically, write_folder
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
+from lighttoken.backbone.card import CARD_FILE, model_card
 from lighttoken.backbone.checkpoint import save_with_tokenizer
 from lighttoken.backbone.classes import order_classes
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_pooling, read_tensors
-from lighttoken.backbone.language_model import is_masked
+from lighttoken.backbone.language_model import is_masked, predicts_tokens
+from lighttoken.backbone.loaded import check_tokenizer
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.errors import LighttokenError
@@ -164,7 +165,7 @@ class Backbone:
         Encoders of sentence-transformers often name a class with a head that was not saved.
         """
         config = self._load(AutoConfig)
-        if config.is_encoder_decoder or not _predicts((config.architectures or [""])[0]):
+        if config.is_encoder_decoder or not predicts_tokens((config.architectures or [""])[0]):
             return False
         return not is_masked(config) or not self._load_weights(AutoModelForMaskedLM)[1].new
 
@@ -183,10 +184,11 @@ class Backbone:
         directory: Path,
         tie: Tie,
         change: Callable[[PreTrainedModel], None] | None = None,
+        command: str | None = None,
     ) -> tuple[int, int]:
-        """Write the model with the compressed table, and all other files of its checkpoint.
+        """Write the model with the compressed table, all other files of its checkpoint, and a model card.
 
-        `change` is called with the model before it is written.
+        `change` is called with the model before it is written; the card names the `command`.
 
         Heads and precision stay the same; a head that the checkpoint lacks is not made up. Weights that the model's
         class does not have, as the pooler of a BERT that is saved as a masked language model, are written as they are.
@@ -213,6 +215,9 @@ class Backbone:
         with write_folder(directory, OF_EARLIER_CHECKPOINTS) as folder:
             copy_rest(source, folder)
             save_with_tokenizer(model, self._load(AutoTokenizer), folder)
+            healing = getattr(model.config, "healing", None)
+            card = model_card(self.label, type(model).__name__, compressed, folder, self.hub_id, command, healing)
+            write_atomically(folder / CARD_FILE, card.encode())
         return before, sum(file.stat().st_size for file in directory.glob("*.safetensors"))
 
     def _folder(self) -> Path:
@@ -267,59 +272,6 @@ class Backbone:
             if "tiktoken" in reason or "sentencepiece" in reason:
                 cure = "run pip install sentencepiece protobuf, which this tokenizer needs"
             raise LighttokenError(f"cannot load model={self.label} from {source}: {reason}; {cure}") from error
-
-
-@dataclass(frozen=True)
-class LoadedBackbone:
-    """A model in memory and its tokenizer, for what is measured on a backbone."""
-
-    model: PreTrainedModel
-    own_tokenizer: PreTrainedTokenizerBase
-
-    def tokenizer(self, padding: bool = True) -> PreTrainedTokenizerBase:
-        """As `Backbone.tokenizer`."""
-        rows = find_embedding(self.model).num_embeddings
-        return check_tokenizer(self.own_tokenizer, rows, type(self.model).__name__, padding)
-
-    def predicts_tokens(self) -> bool:
-        """As `Backbone.predicts_tokens`."""
-        return not self.is_encoder_decoder and _predicts(type(self.model).__name__)
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """As `Backbone.is_encoder_decoder`."""
-        return self.model.config.is_encoder_decoder
-
-    def language_model(self) -> PreTrainedModel:
-        """A copy of the model, as `Backbone.language_model` loads it."""
-        return copy.deepcopy(self.model).float().eval()
-
-    def encoder(self) -> PreTrainedModel:
-        """A copy of the model without its head, as `Backbone.encoder` loads it."""
-        body: Any = copy.deepcopy(self.model.base_model).float().eval()
-        return body.get_encoder() if body.config.is_encoder_decoder else body
-
-
-def _predicts(class_name: str) -> bool:
-    return class_name.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel"))
-
-
-def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, rows: int, label: str, padding: bool
-) -> PreTrainedTokenizerBase:
-    """The tokenizer. Raises LighttokenError if a table with so many rows is not its own, or if it cannot pad."""
-    largest = max(tokenizer.get_vocab().values())
-    if not rows / 2 <= largest + 1 <= rows:  # tables are often padded by a few rows, never by as many again
-        raise LighttokenError(
-            f"the tokenizer of model={label} has ids 0 to {largest} and the table has {rows} rows; "
-            "use the tokenizer that was saved with this checkpoint"
-        )
-    if padding and tokenizer.pad_token is None:
-        raise LighttokenError(
-            f"the tokenizer of model={label} has no padding token and sentences are batched; "
-            "set tokenizer.pad_token and save it with the checkpoint"
-        )
-    return tokenizer
 
 
 @dataclass(frozen=True)

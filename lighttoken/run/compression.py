@@ -12,6 +12,7 @@ from torch import Tensor
 from lighttoken.artifact.files import folder_for_output
 from lighttoken.artifact.parts import Parts
 from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.card import healing_text
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.quality import compress_to_quality
@@ -19,7 +20,8 @@ from lighttoken.run.artifacts import artifact_key
 from lighttoken.run.healing import heal
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
-from lighttoken.run.screen import healing_text, print_plan, print_rows, size
+from lighttoken.run.records import command_line
+from lighttoken.run.screen import print_lines, print_loading, print_plan, print_rows, size
 
 
 def compress(config: DictConfig) -> CompressedTable:
@@ -50,7 +52,8 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
         rows.append(("healed", healing_text(healed.summary)))
     # 3. The files.
     if config.checkpoint:
-        before, after = backbone.save_checkpoint(compressed, output, config.tie, healed.put_into if healed else None)
+        change = healed.put_into if healed else None
+        before, after = backbone.save_checkpoint(compressed, output, config.tie, change, command_line())
         rows.append(("weights", f"{size(before)} -> {size(after)}"))
     else:
         compressed.save(output)
@@ -64,6 +67,11 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     ]
     print_rows(f"{codec.name} for {goal}", rows)
     print_plan(compressed)
+    if config.checkpoint:
+        print_loading(output)
+    else:
+        reads = ", tokenizer" if compressed.needs_tokenizer else ""
+        print_lines("To load it:", ["import lighttoken", f'compressed = lighttoken.load_table("{output}"{reads})'])
     return compressed
 
 

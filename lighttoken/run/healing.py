@@ -34,7 +34,8 @@ from lighttoken.run.artifacts import code_hash
 from lighttoken.tasks.healer import Healer
 
 if TYPE_CHECKING:
-    from lighttoken.backbone.source import Backbone, LoadedBackbone
+    from lighttoken.backbone.loaded import LoadedBackbone
+    from lighttoken.backbone.source import Backbone
     from lighttoken.tasks.data import TaskData
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from lighttoken.codec.texts import Texts
 from lighttoken.errors import LighttokenError
 
 if TYPE_CHECKING:
-    from lighttoken.backbone.source import Backbone, LoadedBackbone
+    from lighttoken.backbone.loaded import LoadedBackbone
+    from lighttoken.backbone.source import Backbone
 
 log = logging.getLogger(__name__)
 

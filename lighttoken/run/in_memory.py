@@ -7,8 +7,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lighttoken.backbone.checkpoint import METHOD
 from lighttoken.backbone.embedding import Tie
+from lighttoken.backbone.loaded import LoadedBackbone, check_tokenizer
 from lighttoken.backbone.replace import find_embedding
-from lighttoken.backbone.source import LoadedBackbone, check_tokenizer
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, check_reach, compress_table, find_codec
 from lighttoken.errors import LighttokenError

@@ -9,11 +9,12 @@ import transformers
 
 from lighttoken.artifact.description import refusing
 from lighttoken.artifact.table import METADATA_FILE, CompressedTable, hash_table, load_table
+from lighttoken.backbone.card import healing_text
 from lighttoken.backbone.checkpoint import read_checkpoint
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.loss import table_errors
 from lighttoken.errors import LighttokenError
-from lighttoken.run.screen import healing_text, print_plan, print_rows, size
+from lighttoken.run.screen import print_plan, print_rows, size
 
 
 def show(folder: Path, source: Backbone | None = None) -> bool:

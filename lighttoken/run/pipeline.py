@@ -19,9 +19,11 @@ from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from lighttoken.artifact.files import make_directory, write_folder
+from lighttoken.artifact.files import make_directory, write_atomically, write_folder
 from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.card import CARD_FILE, model_card
 from lighttoken.backbone.checkpoint import save_with_tokenizer
+from lighttoken.backbone.embedding import CompressedEmbedding
 from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.precision import reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count, shares_table
@@ -34,7 +36,7 @@ from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.healing import heal_once
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
-from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, find_reference, settle
+from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settle
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
 from lighttoken.run.trainer import load_best, make_trainer, resume_folder
@@ -127,6 +129,7 @@ def new_record(config: DictConfig, backbone: Backbone, codec: Codec | Uncompress
         task=config.task.name,
         codec=codec.name,
         seed=config.seed,
+        command=command_line(),
         ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
     )
 
@@ -293,6 +296,25 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     check_finite(scores, config)
     prefixes = tuple(f"{name}/" for name in data.eval_names)
     record.metrics = {name: float(scores[name]) for name in scores if name.startswith(prefixes)}
+    if config.save_model:
+        write_card(run, record.directory / MODEL_FOLDER)
+
+
+def write_card(run: Run, folder: Path) -> None:
+    """The model card of a fine-tuned model, with its scores."""
+    record, embedding = run.record, run.model.get_input_embeddings()
+    compressed = embedding.compressed_table() if isinstance(embedding, CompressedEmbedding) else None
+    scores = {f"{record.task} {name}": score for name, score in record.metrics.items()}
+    card = model_card(
+        record.model,
+        type(run.model).__name__,
+        compressed,
+        folder,
+        command=record.command,
+        healing=record.healing,
+        scores=scores,
+    )
+    write_atomically(folder / CARD_FILE, card.encode())
 
 
 def predict(run: Run, module: L.LightningModule) -> None:

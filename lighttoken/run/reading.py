@@ -243,7 +243,7 @@ RULES: dict[str, Rule] = {
     "metrics": _each(_score),
     "started": _text,
     **dict.fromkeys(("codec", "task", "model"), _name),
-    **dict.fromkeys(("error", "artifact", "git_commit"), _optional(_text)),
+    **dict.fromkeys(("error", "command", "artifact", "git_commit"), _optional(_text)),
     "seed": _number(-(2**63), 2**64, (int,)),
     **dict.fromkeys(("ratio", "ratio_asked"), _RATIO),
     **dict.fromkeys(("table_bytes", "artifact_bytes", "model_bytes", "stored_bytes"), _SIZE),
@@ -267,5 +267,5 @@ DEFAULTS: dict[str, Any] = {
     **{"task": "?", "model": "?", "seed": 0},
     **{name: {} for name in ("table", "healing", "compression", "seconds", "hardware", "versions", "process")},
     **{name: None for name in RULES if "bytes" in name or "ratio" in name},
-    **dict.fromkeys(("error", "artifact", "git_commit")),
+    **dict.fromkeys(("error", "command", "artifact", "git_commit")),
 }

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, open_dict
 from torch import nn
@@ -68,6 +70,7 @@ class Record:
     ratio_asked: float | None
     status: str = "running"  # then done or failed; readers say lost of a run whose process is gone
     error: str | None = None
+    command: str | None = None  # that made it
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     ratio: float | None = None
     table_bytes: int | None = None  # V * d * 4
@@ -168,6 +171,12 @@ def settle(config: DictConfig) -> None:
         config.finetune, config.trainer.max_epochs = {}, 0
         with open_dict(config.task):
             config.task.pop("batch_size", None)  # of a recipe
+
+
+def command_line() -> str:
+    """The command of this run, as a shell takes it; of a job of a sweep, that of the job alone."""
+    config = HydraConfig.get()
+    return masked(shlex.join(["python", "-m", f"lighttoken.{config.job.name}", *config.overrides.task]))
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:

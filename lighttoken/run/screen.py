@@ -1,5 +1,6 @@
 """The tables that the commands print: of a run, of an artifact, of its bytes."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -7,9 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lighttoken.artifact.table import CompressedTable
+from lighttoken.backbone.card import healing_text, loading_lines
 from lighttoken.run.measure import bytes_by_part
-from lighttoken.run.reading import plain_text
-from lighttoken.run.records import Record, is_reference
+from lighttoken.run.reading import plain_text, read_json
+from lighttoken.run.records import MODEL_FOLDER, Record, is_reference
 from lighttoken.run.scores import is_score, lower_is_better, retention
 
 HEADS = {"compressed": "tied to the compressed table", "untie": "dense, untied from the table"}
@@ -31,6 +33,8 @@ def print_closing_table(record: Record, reference: dict[str, Any] | None) -> Non
         ("record", str(record.directory / "record.json")),
     ]
     print_rows(f"{record.task} with {record.model}, codec {record.codec}, seed {record.seed}", rows)
+    if record.config.get("save_model"):
+        print_loading(record.directory / MODEL_FOLDER)
 
 
 def _score_rows(record: Record, reference: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -50,11 +54,17 @@ def _score_rows(record: Record, reference: dict[str, Any] | None) -> list[tuple[
     return rows
 
 
-def healing_text(summary: dict[str, Any]) -> str:
-    """What a backbone was healed on, for how long, and how near its hidden states are to the original ones."""
-    name = {"corpus": summary.get("file")}.get(summary["texts"], summary["texts"])
-    cosines = f"{summary['cosine_before']:.4f} -> {summary['cosine']:.4f}"
-    return f"{summary['steps']} steps on texts of {name}, cosine of hidden states {cosines}"
+def print_loading(folder: Path) -> None:
+    """Print the Python that loads a checkpoint."""
+    config = read_json(folder / "config.json")
+    packed = "quantization_config" in config
+    print_lines("To load it:", loading_lines(config["architectures"][0], folder, packed, str(folder)))
+
+
+def print_lines(title: str, lines: list[str]) -> None:
+    """Print lines that can be copied, whatever the width of the screen."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(escape(plain_text("\n  ".join([title, *lines]))))
 
 
 def print_plan(compressed: CompressedTable) -> None:

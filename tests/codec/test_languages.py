@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lighttoken import LighttokenError, measure_importance
-from lighttoken.backbone.source import LoadedBackbone
+from lighttoken.backbone.loaded import LoadedBackbone
 from lighttoken.codec.baselines.svd import SVD
 from lighttoken.codec.languages import frequent_words, known_languages, served_languages
 from lighttoken.codec.prior import WordFrequency

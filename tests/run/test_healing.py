@@ -10,7 +10,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, T5Confi
 
 from lighttoken import LighttokenError, compress_model, compress_table, load_table, swap_embedding
 from lighttoken.backbone.checkpoint import read_checkpoint
-from lighttoken.backbone.source import Backbone, LoadedBackbone
+from lighttoken.backbone.loaded import LoadedBackbone
+from lighttoken.backbone.source import Backbone
 from lighttoken.run.healing import Healing, heal
 from lighttoken.tasks.healer import Healer
 
