@@ -167,7 +167,7 @@ def test_modules_in_the_text_exist(file):
         assert find_spec(name), name
 
 
-@pytest.mark.parametrize("group", ["model", "codec", "codec/prior", "codec/schedule", "task", "recipe"])
+@pytest.mark.parametrize("group", ["model", "codec", "codec/prior", "codec/schedule", "heal", "task", "recipe"])
 def test_table_of_choices_names_every_config(group):
     (row,) = re.findall(rf"^\|[^|]*\| `{group}=` \|.*$", (ROOT / "docs" / "fine_tuning.md").read_text(), re.MULTILINE)
     assert set(choices(group)) <= set(INLINE.findall(row))
@@ -187,6 +187,8 @@ def accepts(compose, name: str, key: str, value: str) -> bool:
     if not value:
         return Path(config_dir(), key).is_dir() or OmegaConf.select(compose(name=name), key, default=key) != key
     groups = [["codec/prior=corpus"]] if key == "codec.prior.file" else [[]]
+    if key.startswith("heal."):
+        groups = [["heal=corpus"], ["heal=corpus", "heal.file=FILE"]]
     if key.startswith("task.") and name == "train":
         groups += [["task=perplexity"], ["task=sts"]]
     for group in groups:
