@@ -46,7 +46,7 @@ def library_versions() -> dict[str, str]:
     return {"lighttoken": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressedTable:
     """What a codec returns: decodes rows, knows its bytes, saves and loads.
 
@@ -63,7 +63,18 @@ class CompressedTable:
     settings: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
-    relations: Int32[Tensor, " V"] | None = field(default=None, repr=False, compare=False)
+    relations: Int32[Tensor, " V"] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """What a person wants to know, in three lines."""
+        errors = [f"{name} {self.summary[name]:.4g}" for name in ("nmse", "weighted_nmse") if name in self.summary]
+        rows, dim = self.shape
+        lines = [
+            f"CompressedTable: {rows:,} x {dim} by {self.codec}, {self.ratio:.2f}x smaller, {self.nbytes:,} bytes",
+            f"  form {self.form.name}, made with lighttoken {self.versions.get('lighttoken', '?')}",
+            f"  {', '.join(errors) or 'no errors measured'}" + ("; needs a tokenizer" if self.needs_tokenizer else ""),
+        ]
+        return "\n".join(lines)
 
     def matrix(self, name: str) -> Float32[Tensor, "rows columns"]:
         """A stored matrix in float32."""
@@ -242,6 +253,10 @@ def load_table(directory: str | Path, tokenizer: Any = None) -> CompressedTable:
     """
     tensors_path, metadata_path = Path(directory) / TENSORS_FILE, Path(directory) / METADATA_FILE
     for path in (metadata_path, tensors_path):
+        if not path.is_file() and (Path(directory) / "config.json").is_file():
+            raise LighttokenError(
+                f"{directory} is a checkpoint, not an artifact; load it with from_pretrained, with lighttoken imported"
+            )
         if not path.is_file():
             raise LighttokenError(f"no artifact at {directory}: {path} is missing; make one with lighttoken.compress")
     with refusing(f"{metadata_path} is damaged or no lighttoken artifact"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lighttoken.artifact.layout import MAX_VALUE
 from lighttoken.artifact.parts import NOT_KEPT, Parts
@@ -55,7 +55,7 @@ class Uncompressed:
 
 @plain_arithmetic()
 def compress_table(
-    table: Tensor,
+    table: Tensor | nn.Module,
     codec: str | Codec = "lighttoken",
     ratio: float = 25.0,
     weights: Tensor | None = None,
@@ -67,6 +67,7 @@ def compress_table(
 ) -> CompressedTable:
     """Compress a table (V, d) so that V * d * 4 bytes over the bytes of the artifact's files is at least `ratio`.
 
+    `table` may also be an embedding, or a transformers model, whose input embedding is meant; neither is changed.
     `codec` is a name in `CODECS`, for that codec's default settings, or a codec. `weights` (V,) says how much each row
     matters: positive numbers; None: all rows the same. `importance` holds weights and an error metric: a table alone
     says nothing of word frequencies or of the model, so `lighttoken.measure_importance` makes it from the backbone, as

@@ -43,9 +43,10 @@ def check_ratio(ratio: Any) -> float:
 def check_table(table: Any) -> Float32[Tensor, "V d"]:
     """The table in float32 on the CPU, dense. Raises LighttokenError unless it is a matrix of finite numbers.
 
-    It has at most `MAX_ROWS` rows and columns.
+    It has at most `MAX_ROWS` rows and columns. Of a model it is the weight of the input embedding.
     """
-    table = _tensor(table, "a table")
+    module = table.get_input_embeddings() if hasattr(table, "get_input_embeddings") else table
+    table = _tensor(module.weight if isinstance(module, torch.nn.Embedding) else module, "a table")
     if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
         raise LighttokenError(
             f"a table is a float matrix (V, d), got {table.dtype} of shape {tuple(table.shape)}; "

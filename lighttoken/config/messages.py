@@ -71,6 +71,9 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
         return f"{match[1]} is a list of values; add -m to run one after another"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group.startswith("model/"):
+            hub_id = f"{group.removeprefix('model/')}/{name}"
+            return f"model={hub_id} is no config; for a checkpoint of the hub write model.hub_id={hub_id}"
         return f"unknown {group} {name!r}; choose one of {', '.join(error.options)}"
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):

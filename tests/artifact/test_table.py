@@ -289,3 +289,26 @@ def test_a_damaged_artifact_of_format_4_is_refused(tmp_path):
     change(state_bits=5)(tmp_path / "trellis")
     with pytest.raises(LighttokenError, match="is damaged"):
         load_table(tmp_path / "trellis")
+
+
+def test_repr_is_three_lines(table, tmp_path):
+    compressed = compress_table(table, "svd", ratio=4, progress=False)
+    first, second, third = repr(compressed).splitlines()
+    assert first == (
+        f"CompressedTable: 1,200 x 32 by svd, {compressed.ratio:.2f}x smaller, {compressed.nbytes:,} bytes"
+    )
+    assert second == f"  form {compressed.form.name}, made with lighttoken {compressed.versions['lighttoken']}"
+    assert third.startswith(f"  nmse {compressed.summary['nmse']:.4g}, weighted_nmse ")
+
+
+def test_a_checkpoint_is_no_artifact_and_the_error_says_so(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LighttokenError, match="is a checkpoint, not an artifact; load it with from_pretrained"):
+        load_table(tmp_path)
+
+
+def test_a_module_is_compressed_as_its_table(make_model):
+    model = make_model()
+    embedding = model.get_input_embeddings()
+    tables = [compress_table(given, "svd", ratio=3, progress=False) for given in (embedding.weight, embedding, model)]
+    assert all(torch.equal(tables[0].tensors["left"], other.tensors["left"]) for other in tables[1:])

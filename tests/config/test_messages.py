@@ -19,6 +19,7 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["model=a/b"], "model=a/b is no config; for a checkpoint of the hub write model.hub_id=a/b"),
         (["model=bertt"], f"unknown model 'bertt'; choose one of {', '.join(choices('model'))}"),
         (["codec=huffman"], f"unknown codec 'huffman'; choose one of {', '.join(choices('codec'))}"),
         (["task=sst3"], f"unknown task 'sst3'; choose one of {', '.join(choices('task'))}"),
