@@ -25,6 +25,8 @@ class SentenceData(TaskData):
     and `label`, which a test split need not have.
     """
 
+    answer_range: tuple[float, float] | None = (0, 5)  # of numbers that are predicted: the scale of STS-B
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -53,7 +55,7 @@ class SentenceData(TaskData):
     def _check(self, raw: DatasetDict) -> None:
         """Also raises LighttokenError for the first row that lacks a text or has no valid label."""
         super()._check(raw)
-        for split in {"train", *self.validation_splits.values()}:
+        for split in ("train", *self.validation_splits.values()):
             source = f"the split {split!r} of task={self.name}"
             names = getattr(raw[split].features["label"], "names", None)
             if names and self.label_names and list(names) != list(self.label_names):
@@ -126,7 +128,8 @@ class SentenceData(TaskData):
             if self.submit_names and self.label_names:
                 answers = [self.label_names[answer] for answer in answers]
             elif self.num_labels == 1:
-                answers = [f"{min(max(answer, 0), 5):.3f}" for answer in answers]  # the scale of STS-B
+                low, high = self.answer_range or (-math.inf, math.inf)
+                answers = [f"{min(max(answer, low), high):.3f}" for answer in answers]
             lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
             write_atomically(folder / f"{name}.tsv", ("\n".join(lines) + "\n").encode())
 
