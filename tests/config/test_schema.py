@@ -60,7 +60,7 @@ def test_every_prior_reaches_the_codec(compose, name):
 
 @pytest.mark.parametrize("name", choices("task"))
 def test_every_task_is_a_data_module(compose, name, tokenizer):
-    config = compose(f"task={name}")
+    config = compose(f"task={name}", *(["task.data_dir=x"] if name == "classification" else []))
     check(config)
     data = instantiate(config.task, tokenizer=tokenizer)
     assert isinstance(data, TaskData)
