@@ -48,3 +48,10 @@ def token_stream(tokenizer: Any, texts: Iterable[str]) -> Iterator[int]:
     """The token ids of texts, one text after the other, without special tokens."""
     for text in texts:
         yield from tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def text_pieces(tokenizer: Any, texts: Iterable[str], length: int) -> Iterator[list[int]]:
+    """The token ids of texts, without special tokens, in pieces of at most `length` tokens."""
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        yield from (ids[start : start + length] for start in range(0, len(ids), length))

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -26,11 +27,12 @@ from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.language_model import is_masked
 from lighttoken.backbone.replace import position_count
 from lighttoken.backbone.swap import swap_embedding
-from lighttoken.codec.corpus import TextFile, token_stream
+from lighttoken.codec.corpus import TextFile, text_pieces
 from lighttoken.codec.prior import WordFrequency, special_tokens
-from lighttoken.codec.texts import Texts, enclosed
+from lighttoken.codec.texts import Texts
 from lighttoken.errors import LighttokenError
 from lighttoken.run.artifacts import code_hash
+from lighttoken.tasks.data import EpochSampler
 from lighttoken.tasks.healer import Healer
 
 if TYPE_CHECKING:
@@ -49,10 +51,11 @@ HELD_OUT = 128  # texts that are not trained on: the cosine of their hidden stat
 class Healing:
     """The texts that a backbone is healed on, and the training. No label is read.
 
-    `texts` are drawn from word frequencies (`prior`), sampled from the model (`model`), consecutive tokens of a file
-    (`corpus`), or the training rows of the run's task (`task`). All but the last have `length` tokens between special
-    tokens, and there are at most `count` of them; they are read again once all were seen. `warmup_ratio` is a share of
-    the steps. Raises LighttokenError for a number out of range and a file that is not there.
+    `texts` are drawn from word frequencies (`prior`), sampled from the model (`model`), those of a file (`corpus`), or
+    the training rows of the run's task (`task`). All but the last have at most `length` tokens between special tokens:
+    a longer text of a file is several. There are at most `count` of them, and they are read again once all were seen.
+    `warmup_ratio` is a share of the steps. Raises LighttokenError for a number out of range and a file that is not
+    there.
     """
 
     texts: Literal["prior", "model", "corpus", "task"]
@@ -91,20 +94,21 @@ class Healing:
                 name = "this command" if data is None else f"task={data.name}"
                 raise LighttokenError(f"heal=task reads training rows and {name} has none; set heal=corpus heal.file=F")
             return data.text_loaders(self.batch_size, HELD_OUT, seed)
-        ids = self._make_texts(backbone, seed)
-        if len(ids) < 2:
-            raise LighttokenError(
-                f"heal.file={self.file} has less than {2 * self.length} tokens, two texts; use a larger corpus"
-            )
-        rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
-        held_out, generator = min(HELD_OUT, len(ids) // 2), torch.Generator().manual_seed(seed)
+        rows = self._make_texts(backbone, seed)
+        if len(rows) < 2:
+            raise LighttokenError(f"heal.file={self.file} has {len(rows)} texts; use a larger corpus")
+        generator = torch.Generator().manual_seed(seed)
+        rows = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+        held_out = min(HELD_OUT, len(rows) // 2)
+        sampler = EpochSampler(self.batch_size, [len(row) for row in rows[held_out:]], seed)
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "collate_fn": _padded}
         return (
-            DataLoader(rows[held_out:], self.batch_size, shuffle=True, generator=generator),
-            DataLoader(rows[:held_out], self.batch_size),
+            DataLoader(rows[held_out:], sampler=sampler, **settings),  # type: ignore[arg-type]
+            DataLoader(rows[:held_out], **settings),  # type: ignore[arg-type]
         )
 
-    def _make_texts(self, backbone: "Backbone | LoadedBackbone", seed: int) -> Tensor:
-        """Token ids (N, L) of all texts, special tokens included."""
+    def _make_texts(self, backbone: "Backbone | LoadedBackbone", seed: int) -> Sequence[Tensor]:
+        """Token ids (L,) of every text, special tokens included."""
         tokenizer: Any = backbone.tokenizer(padding=False)
         model: Any = backbone.language_model() if self.texts == "model" else backbone.encoder()
         before, after = special_tokens(tokenizer)
@@ -116,12 +120,18 @@ class Healing:
             )
         count = min(self.count, self.steps * self.batch_size) + HELD_OUT
         if self.texts == "corpus":
-            ids = list(islice(token_stream(tokenizer, self._corpus().texts()), count * self.length))
-            return enclosed(torch.tensor(ids[: len(ids) // self.length * self.length]).view(-1, self.length), tokenizer)
+            pieces = islice(text_pieces(tokenizer, self._corpus().texts(), self.length), count)
+            return [torch.tensor([*before, *piece, *after]) for piece in pieces]
         mask = tokenizer.mask_token_id if self.texts == "model" and is_masked(model.config) else None
         rows = model.get_input_embeddings().num_embeddings
         frequencies = WordFrequency().resolved(tokenizer).frequencies(tokenizer, rows)
-        return Texts(model, tokenizer, mask, count, self.length, seed).make(self.texts, frequencies, None)
+        return Texts(model, tokenizer, mask, count, self.length, seed).make(self.texts, frequencies, None).unbind()
+
+
+def _padded(rows: list[Tensor]) -> dict[str, Tensor]:
+    """A batch. What stands in the place of padding does not matter: nothing attends to it."""
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return {"input_ids": pad_sequence(rows, batch_first=True), "attention_mask": mask}
 
 
 @dataclass(frozen=True)

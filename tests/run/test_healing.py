@@ -78,7 +78,7 @@ def test_a_corpus_of_few_texts_is_read_again_and_an_empty_one_refused(make_model
     healing = Healing("corpus", file=str(tmp_path / "short.txt"), length=4, steps=5, batch_size=2)
     assert heal(LoadedBackbone(model, tokenizer), compressed, healing, accelerator="cpu").summary["steps"] == 5
     (tmp_path / "empty.txt").write_text("the film\n")
-    with pytest.raises(LighttokenError, match="has less than 8 tokens, two texts; use a larger corpus"):
+    with pytest.raises(LighttokenError, match="empty.txt has 1 texts; use a larger corpus"):
         heal(
             LoadedBackbone(model, tokenizer),
             compressed,
