@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lighttoken.report",
         description="Gather the records under folders into one self-contained HTML page (index.html), figures (PNG "
-        "and SVG) and tables (runs.csv, scores.csv, scores.md) in report/ of the first folder.",
+        "and SVG) and tables (runs.csv, scores.csv, scores.md, scores.tex) in report/ of the first folder.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lighttoken.dashboard.gather import Point, gather, grouped, points
+from lighttoken.dashboard.tables import best_of, by_ratio
 from lighttoken.run.sweep import sweep_records
 
 
@@ -36,32 +37,20 @@ def pivot(group: Sequence[Point]) -> Table:
     A cell has the mean score, the retention with its standard error, and the number of seeds if it is above one. The
     best score of a column is bold.
     """
+    ratios, rows = by_ratio(group)
     task, model, recipe = group[0].run.group
     title = ", ".join(filter(None, [f"{task} with {model}: score, retention", recipe]))
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("codec")
-    reference = [point for point in group if point.run.codec == "none"]
-    columns = grouped((point for point in group if point.run.codec != "none"), lambda point: point.run.ratio)
-    ratios = sorted(columns, key=lambda ratio: ratio or 0.0)
-    names = (["none"] if reference else []) + [f"{ratio:g}x" for ratio in ratios]
-    for name in names:
-        table.add_column(name, justify="right")
-    if reference:
-        best = _best(reference)
-        table.add_row("none", _cell(best, bold=False), *[""] * len(ratios))
-    for label in dict.fromkeys(point.run.label for ratio in ratios for point in columns[ratio]):
-        cells = [""] if reference else []
+    table = Table("codec", title=escape(title), title_justify="left")
+    for ratio in ratios:
+        table.add_column(f"{ratio:g}x", justify="right")
+    for label, row in rows.items():
+        cells = []
         for ratio in ratios:
-            here = [point for point in columns[ratio] if point.run.label == label]
-            bold = len(columns[ratio]) > 1 and here == [_best(columns[ratio])]
-            cells.append(_cell(here[0], bold) if here else "")
+            rivals = [other[ratio] for other in rows.values() if ratio in other]
+            is_best = len(rivals) > 1 and row.get(ratio) is best_of(rivals)
+            cells.append(_cell(row[ratio], is_best) if ratio in row else "")
         table.add_row(escape(label), *cells)
     return table
-
-
-def _best(rivals: Sequence[Point]) -> Point:
-    sign = -1 if rivals[0].run.lower_is_better else 1
-    return max(rivals, key=lambda point: sign * point.mean)
 
 
 def _cell(point: Point, bold: bool) -> str:

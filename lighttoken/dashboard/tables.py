@@ -1,4 +1,4 @@
-"""The scores as tables: `runs.csv` and `scores.csv` for further computation, `scores.md` for readers."""
+"""The scores as tables: `runs.csv` and `scores.csv` to compute with, `scores.md` to read, `scores.tex` to publish."""
 
 import csv
 import io
@@ -17,26 +17,32 @@ NOT_AVERAGED = "squad"  # its scores are percentages, those of other tasks fract
 SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse")
 COLUMNS = (*SETTING_COLUMNS, "n", "mean", "std", "retention", "standard_error")
 RUN_COLUMNS = (*SETTING_COLUMNS, "seed", "score", "retention", "accelerator", "seconds", "git_commit", "folder")
+LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 DIGITS = {"asked": "g", "ratio": ".2f", "bytes": ".0f", "n": "d"}  # the others: .4f
 Row = dict[str, Any]
 
 
 def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
-    """Write runs.csv, scores.csv and scores.md; returns the files, none without a finished run.
+    """Write runs.csv, scores.csv, scores.md and scores.tex; returns the files, none without a finished run.
 
-    scores.csv has a row per setting, and a row per mean over tasks, see `task_means`.
+    runs.csv has a column for every metric. scores.csv has a row per setting, and a row per mean over tasks, see
+    `task_means`.
     """
     settings = points(runs)
     if not settings:
         return []
     run_rows = [_run_row(run) for point in settings for run in sorted(point.runs, key=lambda run: run.record["seed"])]
     means = task_means(settings)
-    tables = {"runs.csv": (RUN_COLUMNS, run_rows), "scores.csv": (COLUMNS, [*map(_score_row, settings), *means])}
+    metrics = sorted({name for row in run_rows for name in row} - {*RUN_COLUMNS})
+    tables = {
+        "runs.csv": ((*RUN_COLUMNS, *metrics), run_rows),
+        "scores.csv": (COLUMNS, [*map(_score_row, settings), *means]),
+    }
     for name, (columns, rows) in tables.items():
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
-        writer.writerows({column: _no_formula(row[column]) for column in columns} for row in rows)
+        writer.writerows({column: _no_formula(row.get(column)) for column in columns} for row in rows)
         write_atomically(folder / name, text.getvalue().encode())
     lines = []
     for group in grouped(settings, lambda point: point.run.group).values():
@@ -44,7 +50,57 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     for rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).values():
         lines += _section(rows)
     write_atomically(folder / "scores.md", "\n".join(lines).encode())
-    return [folder / "runs.csv", folder / "scores.csv", folder / "scores.md"]
+    groups = grouped(settings, lambda point: point.run.group).values()
+    write_atomically(folder / "scores.tex", "\n\n".join(map(latex, groups)).encode() + b"\n")
+    return [folder / name for name in ("runs.csv", "scores.csv", "scores.md", "scores.tex")]
+
+
+def by_ratio(group: Iterable[Point]) -> tuple[list[float], dict[str, dict[float, Point]]]:
+    """The ratios of the configs, rising, and the points of every codec by ratio. Of the uncompressed ones the best."""
+    table: dict[str, dict[float, Point]] = {}
+    for point in group:
+        ratio, label = point.run.ratio or 1.0, "none" if point.run.codec == "none" else point.run.label
+        row = table.setdefault(label, {})
+        row[ratio] = best_of([point, *([row[ratio]] if ratio in row else [])])
+    return sorted({ratio for row in table.values() for ratio in row}), table
+
+
+def best_of(points: Sequence[Point]) -> Point:
+    """The point of the best mean score."""
+    sign = -1 if points[0].run.lower_is_better else 1
+    return max(points, key=lambda point: sign * point.mean)
+
+
+def latex(group: Sequence[Point]) -> str:
+    """A table of codec by ratio for the package booktabs: mean, standard deviation over seeds, retention in brackets.
+
+    The best score of a ratio is bold.
+    """
+    ratios, table = by_ratio(group)
+    task, model, recipe = map(_no_commands, group[0].run.group)
+    lines = [r"\begin{table}", r"\centering", f"\\caption{{{task}, {model}{', ' if recipe else ''}{recipe}}}"]
+    lines += [f"\\begin{{tabular}}{{l{'r' * len(ratios)}}}", r"\toprule"]
+    lines += [" & ".join(["codec", *(f"{ratio:g}x" for ratio in ratios)]) + r" \\", r"\midrule"]
+    for label, row in table.items():
+        cells = []
+        for ratio in ratios:
+            rivals = [other[ratio] for other in table.values() if ratio in other]
+            is_best = len(rivals) > 1 and row.get(ratio) is best_of(rivals)
+            cells.append(_latex_cell(row[ratio], is_best) if ratio in row else "")
+        lines.append(" & ".join([_no_commands(label), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _latex_cell(point: Point, is_best: bool) -> str:
+    mean = f"\\textbf{{{point.mean:.3f}}}" if is_best else f"{point.mean:.3f}"
+    std = "" if point.std is None else f" $\\pm$ {point.std:.3f}"
+    kept = point.retention["retention"]
+    return mean + std + ("" if kept is None or point.run.codec == "none" else f" ({kept:.3f})")
+
+
+def _no_commands(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return re.sub(r"([\\{}$&#^_~%])", lambda match: LATEX.get(match[1], f"\\{match[1]}"), text)
 
 
 def comparison(group: Iterable[Point]) -> list[str]:
@@ -95,7 +151,9 @@ def _score_row(point: Point) -> Row:
 def _run_row(run: Run) -> Row:
     row = {name: run.record[name] for name in ("seed", "git_commit")} | {"score": run.score, "folder": run.name}
     row |= {"accelerator": run.record["hardware"].get("accelerator"), "retention": run.retention}
-    return _setting(run) | row | {"seconds": round(sum(run.record["seconds"].values()))}
+    row |= {"seconds": round(sum(run.record["seconds"].values()))}
+    metrics = {name.removeprefix("val/"): value for name, value in run.record["metrics"].items()}
+    return metrics | _setting(run) | row
 
 
 def _setting(run: Run) -> Row:

@@ -31,7 +31,7 @@ def test_codecs_are_rows_ratios_are_columns_and_the_best_is_bold(run_folder):
         run_folder("mrpc", "svd", 25.0, seed=seed, **scored(score - 0.2))
     run_folder("mrpc", "svd", 103.0, **scored(0.4))
     assert rows_of(Path("outputs")) == {
-        "columns": ["codec", "none", "25x", "103x"],
+        "columns": ["codec", "1x", "25x", "103x"],
         "none": ["0.8100 n=2", "", ""],
         "lighttoken": ["", "[bold]0.8000 0.988 ± 0.000 n=2[/bold]", ""],
         "svd": ["", "0.6100 0.753 ± 0.003 n=2", "0.4000 0.500"],

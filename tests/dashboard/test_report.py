@@ -19,7 +19,7 @@ from lighttoken.dashboard.serve import serve
 from tests.dashboard.conftest import page_of, read_data, write_run
 
 FIGURES = {f"{name}.{suffix}" for name in ("score", "distortion", "frequency", "spectrum") for suffix in ("png", "svg")}
-TABLES = {"runs.csv", "scores.csv", "scores.md"}
+TABLES = {"runs.csv", "scores.csv", "scores.md", "scores.tex"}
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 

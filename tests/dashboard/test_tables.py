@@ -32,7 +32,7 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
     run_folder("mrpc", "lighttoken", 103.0, seed=0, **scored(0.7))
     run_folder("mrpc", "svd", 103.0, seed=0, **scored(0.6))
     written = write_tables(gather([Path("outputs")]), Path("."))
-    assert [path.name for path in written] == ["runs.csv", "scores.csv", "scores.md"]
+    assert [path.name for path in written] == ["runs.csv", "scores.csv", "scores.md", "scores.tex"]
     with Path("runs.csv").open(newline="") as file:
         runs = [row for row in csv.DictReader(file) if (row["codec"], row["asked"]) == ("lighttoken", "25.0")]
     assert [(row["seed"], float(row["score"])) for row in runs] == [
@@ -168,3 +168,30 @@ def test_a_lower_perplexity_is_the_better_score_everywhere(run_folder):
     (panel,) = [panel for panel in score_chart(points(runs)).panels if "perplexity" in panel.title]
     assert panel.y_label == "val/perplexity (lower is better)"
     assert PAPER not in {series.label for series in panel.series}
+
+
+def test_runs_have_a_column_for_every_metric(run_folder):
+    run_folder("mrpc", "svd", metrics={"val/accuracy": 0.8, "val/f1": 0.9})
+    run_folder("cola", "svd", metrics={"val/matthews_corrcoef": 0.3, "val/loss": 0.6})
+    write_tables(gather([Path("outputs")]), Path("."))
+    with Path("runs.csv").open(newline="") as file:
+        rows = {row["task"]: row for row in csv.DictReader(file)}
+    names = ("accuracy", "f1", "matthews_corrcoef", "loss")
+    assert [rows["mrpc"][name] for name in names] == ["0.8", "0.9", "", ""]
+    assert [rows["cola"][name] for name in names] == ["", "", "0.3", "0.6"]
+
+
+def test_latex_has_codecs_by_ratio_and_no_command_of_a_name(run_folder):
+    for seed, score in enumerate((0.80, 0.82)):
+        run_folder("mrpc", "none", seed=seed, **scored(score))
+        run_folder("mrpc", "lighttoken", 25.0, seed=seed, **scored(score - 0.01))
+    run_folder("mrpc", "a_b\\input{x}", 25.0, **scored(0.7))
+    run_folder("mrpc", "svd", 103.0, **scored(0.6))
+    write_tables(gather([Path("outputs")]), Path("."))
+    lines = Path("scores.tex").read_text().splitlines()
+    assert lines[2:5] == [r"\caption{mrpc, minilm\_l6}", r"\begin{tabular}{lrrr}", r"\toprule"]
+    assert r"codec & 1x & 25x & 103x \\" in lines
+    assert r"none & 0.810 $\pm$ 0.014 &  &  \\" in lines
+    assert r"lighttoken &  & \textbf{0.800} $\pm$ 0.014 (0.988) &  \\" in lines
+    assert r"a\_b\textbackslash{}input\{x\} &  & 0.700 (0.875) &  \\" in lines
+    assert r"svd &  &  & 0.600 (0.750) \\" in lines
