@@ -89,6 +89,11 @@ def check_importance(weights: Any, importance: Importance | None, table: Float32
         importance = Importance(torch.ones(len(table)) if weights is None else weights)
     checked_weights = _check_weights(importance.weights, len(table))
     error_metric = _check_error_metric(importance.error_metric, table.shape[1])
+    if importance.relations is not None and importance.relations.shape != (len(table),):
+        raise LighttokenError(
+            f"relations have shape {tuple(importance.relations.shape)} and the table {len(table)} rows; measure the "
+            "importance with the tokenizer of this table"
+        )
     settings = importance.settings or {
         "prior": "given" if bool((checked_weights != 1).any()) else "uniform",
         "error_metric": "euclidean" if error_metric is None else "given",

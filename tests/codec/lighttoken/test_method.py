@@ -241,6 +241,14 @@ def test_what_no_ratio_cures_is_told_by_the_search_for_a_quality_too(table):
         compress_to_quality(table, SMALL, measure="nmse", bound=0.3, weights=torch.ones(3), progress=False)
 
 
+def test_relations_of_another_vocabulary_are_refused(table):
+    importance = Importance(torch.ones(len(table)), relations=torch.zeros(7, dtype=torch.int32))
+    with pytest.raises(
+        LighttokenError, match="relations have shape .7,. and the table 1200 rows; measure the importance"
+    ):
+        compress_table(table, importance=importance, ratio=5, progress=False)
+
+
 @pytest.mark.parametrize("codec", [SMALL, "near_lossless_binary", "orientation_ae"])
 def test_the_state_of_the_code_around_makes_no_difference(table, codec):
     rows = table[:400]
