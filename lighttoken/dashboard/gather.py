@@ -210,11 +210,11 @@ def dotted(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     config = record["config"]
-    settings: dict[str, Any] = {
-        name: config[name] for name in ("codec", "backbone_precision", "heal") if config.get(name)
-    }
-    finetune = config.get("finetune") or {}
+    settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
+    finetune, heal = (config.get(name) or {} for name in ("finetune", "heal"))
     settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
+    healed = heal.get("texts") and record["codec"] != "none"
+    settings["heal"] = f"{heal['texts']}/{heal.get('steps')}" if healed else "none"
     return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
 
 

@@ -174,3 +174,17 @@ def test_a_record_of_odd_content_is_left_out_alone(run_folder, tmp_path, caplog,
     (run,) = gather([tmp_path / "outputs"])
     assert run.codec == "svd"
     assert "left out" in caplog.text
+
+
+def test_a_healed_backbone_stands_beside_the_one_as_it_was(run_folder):
+    heal = {"_target_": "lighttoken.run.healing.Healing", "texts": "corpus", "file": "a.txt", "steps": 900}
+    run_folder("mrpc", "none", metrics={"val/accuracy": 0.8})
+    run_folder("mrpc", "none", seed=1, metrics={"val/accuracy": 0.8}, config={"heal": heal})
+    run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.6})
+    run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.7}, config={"heal": heal})
+    found = {point.run.label: point.retention["retention"] for point in points(gather([Path("outputs")]))}
+    assert found == {
+        "none": 1.0,
+        "lighttoken (heal=none)": pytest.approx(0.75),
+        "lighttoken (heal=corpus/900)": pytest.approx(0.875),
+    }

@@ -243,7 +243,7 @@ def test_what_no_ratio_cures_is_told_by_the_search_for_a_quality_too(table):
 
 def test_relations_of_another_vocabulary_are_refused(table):
     importance = Importance(torch.ones(len(table)), relations=torch.zeros(7, dtype=torch.int32))
-    with pytest.raises(LighttokenError, match=r"relations have shape \(7,\) and the table 1200 rows; measure"):
+    with pytest.raises(LighttokenError, match=r"relations have shape \(7,\) and the table 3000 rows; measure"):
         compress_table(table, importance=importance, ratio=5, progress=False)
 
 
