@@ -168,7 +168,6 @@ def heal(
     if backbone.is_encoder_decoder:
         raise LighttokenError("an encoder-decoder cannot be healed yet; leave out heal=")
     start = time.perf_counter()
-    L.seed_everything(seed, verbose=False)
     texts, held_out = healing.loaders(backbone, data, seed)
     model, original = swap_embedding(backbone.encoder(), compressed), backbone.encoder()
     healer = Healer(model, original, healing.learning_rate, healing.warmup_ratio)
