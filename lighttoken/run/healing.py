@@ -174,7 +174,7 @@ def heal(
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
-        max_epochs=-1,
+        max_epochs=-(-healing.steps // len(texts)),
         max_steps=healing.steps,
         logger=list(loggers),
         enable_checkpointing=False,
