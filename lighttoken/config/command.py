@@ -4,17 +4,19 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lighttoken.config.messages import one_line
 from lighttoken.config.schema import config_dir, register
+from lighttoken.errors import LighttokenError
 from lighttoken.run.secrets import refuse_secrets
 from lighttoken.version import __version__
 
@@ -51,7 +53,25 @@ def run_command(config_name: str, run: str) -> None:
 
     with _one_line_errors(message, show_traceback):
         refuse_secrets(sys.argv[1:])
+        sys.argv[1:] = with_replay(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
+
+
+def with_replay(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with those of the run's own command in the place of `replay=RUN`; what follows overrides them.
+
+    Raises LighttokenError if RUN is not the folder of a run.
+    """
+    replayed: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("replay="):
+            replayed.append(argument)
+            continue
+        file = Path(argument.removeprefix("replay=")) / ".hydra" / "overrides.yaml"
+        if not file.is_file():
+            raise LighttokenError(f"{argument} is not the folder of a run: it has no .hydra/overrides.yaml")
+        replayed += OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[arg-type]
+    return replayed
 
 
 @contextlib.contextmanager

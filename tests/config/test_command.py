@@ -1,13 +1,16 @@
 import contextlib
 import importlib
+import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import hydra
 import pytest
 
-from lighttoken.config.command import run_command
+from lighttoken.config.command import run_command, with_replay
+from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
 
 
@@ -51,3 +54,24 @@ def test_the_package_lists_its_commands():
     for command in entry_points(group="console_scripts"):
         if command.value.startswith("lighttoken."):
             assert command.name in done.stdout
+
+
+def test_replay_stands_for_the_arguments_of_a_run(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra/overrides.yaml").write_text("- +experiment=glue_cola\n- ratio=103\n")
+    words = with_replay(["seed=3", f"replay={tmp_path}", "ratio=25"])
+    assert words == ["seed=3", "+experiment=glue_cola", "ratio=103", "ratio=25"]
+    with pytest.raises(LighttokenError, match="replay=nowhere is not the folder of a run: it has no"):
+        with_replay(["replay=nowhere"])
+
+
+def test_a_run_is_replayed_with_another_seed(command, checkpoint, sst2):
+    data = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "trainer.accelerator=cpu"]
+    settings = ["codec=svd", "ratio=3", "trainer.max_epochs=1", "progress=false", "logger=none"]
+    assert command("train", *data, *settings)[0] == 0
+    (run,) = Path("outputs/runs").iterdir()
+    code, _, err = command("train", f"replay={run}", "seed=5", "ratio=4")
+    assert code == 0, err
+    first, second = (json.loads(path.read_text()) for path in sorted(Path("outputs/runs").glob("*/record.json")))
+    assert (second["seed"], second["ratio_asked"], second["task"]) == (5, 4.0, "sst2")
+    assert first["config"]["task"] == second["config"]["task"]
