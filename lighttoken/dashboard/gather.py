@@ -21,6 +21,7 @@ from lighttoken.run.scores import lower_is_better, retention, task_score
 T = TypeVar("T")
 K = TypeVar("K")
 CURVES_FILE = "metrics.csv"
+OF_HEALED = "healed"  # settings that only runs with a healed backbone have
 MAX_CURVE_BYTES = 200_000_000  # of a metrics.csv
 MAX_CURVES = 300  # of a run
 CURVE_POINTS = 60  # of a curve at most, so that hundreds of runs fit into a page
@@ -214,7 +215,7 @@ def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     finetune, heal = (config.get(name) or {} for name in ("finetune", "heal"))
     settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
     healed = heal.get("texts") and record["codec"] != "none"
-    settings["heal"] = f"{heal['texts']}/{heal.get('steps')}" if healed else "none"
+    settings |= {"heal": heal["texts"], OF_HEALED: heal | {"texts": None}} if healed else {"heal": "none"}
     return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
 
 
@@ -233,13 +234,20 @@ def _differences(
     for group in grouped(runs, key).values():
         configs = [{path: _text(path, value) for path, value in dotted(settings(run.record)).items()} for run in group]
         # A name is shortened to its last part, unless two names end the same.
-        paths = sorted({path for config in configs for path in config})
-        paths = [path for path in paths if len({config.get(path) for config in configs}) > 1]
+        paths = []
+        for path in sorted({path for config in configs for path in config}):
+            others = {None} if path.startswith(OF_HEALED) else set()  # of a run that has not this setting
+            if len({config.get(path) for config in configs} - others) > 1:
+                paths.append(path)
         short = [path.rpartition(".")[2] for path in paths]
         names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
         for run, config in zip(group, configs, strict=True):
-            values = [config.get(path, "null") for path in paths]
-            parts = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+            named = [
+                (path, name)
+                for path, name in zip(paths, names, strict=True)
+                if path in config or not path.startswith(OF_HEALED)
+            ]
+            parts = [f"{name}={config.get(path, 'null')}" for path, name in named]
             yield run, _shortened(", ".join(parts).replace('"', ""))
 
 

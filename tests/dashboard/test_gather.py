@@ -180,11 +180,20 @@ def test_a_healed_backbone_stands_beside_the_one_as_it_was(run_folder):
     heal = {"_target_": "lighttoken.run.healing.Healing", "texts": "corpus", "file": "a.txt", "steps": 900}
     run_folder("mrpc", "none", metrics={"val/accuracy": 0.8})
     run_folder("mrpc", "none", seed=1, metrics={"val/accuracy": 0.8}, config={"heal": heal})
-    run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.6})
+    run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.6}, config={"heal": {}})
     run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.7}, config={"heal": heal})
     found = {point.run.label: point.retention["retention"] for point in points(gather([Path("outputs")]))}
     assert found == {
         "none": 1.0,
         "lighttoken (heal=none)": pytest.approx(0.75),
-        "lighttoken (heal=corpus/900)": pytest.approx(0.875),
+        "lighttoken (heal=corpus)": pytest.approx(0.875),
+    }
+    run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.75}, config={"heal": heal | {"steps": 100}})
+    run_folder("mrpc", "lighttoken", metrics={"val/accuracy": 0.72}, config={"heal": heal | {"texts": "prior"}})
+    assert {point.run.label for point in points(gather([Path("outputs")]))} == {
+        "none",
+        "lighttoken (heal=none)",
+        "lighttoken (heal=corpus, steps=100)",
+        "lighttoken (heal=corpus, steps=900)",
+        "lighttoken (heal=prior, steps=900)",
     }
