@@ -33,7 +33,7 @@ def test_no_record_takes_the_report_down(tmp_path, monkeypatch):
     assert len(runs) + len(left_out) == written + 1
     assert min(len(runs), len(left_out)) > 50
     page, *others = write_report(runs, tmp_path / "report", None, None, left_out)
-    assert len(others) == 11
+    assert len(others) == 12
     assert len(read_data(page)["runs"]) == len(runs)
     assert f"{len(left_out)} odd records are left out" in page.read_text()
     texts = [path.read_text() for path in [page, *others] if path.suffix in (".html", ".md", ".svg")]

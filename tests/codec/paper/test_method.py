@@ -161,7 +161,7 @@ def with_nan(table):
         (lambda table: {"ratio": 1.0}, "ratio 1.0 does not compress: it must be a number above 1"),
         (lambda table: {"codec": 5}, "unknown codec 5; choose one of lighttoken"),
         (lambda table: {"ratio": "25"}, "ratio '25' does not compress: it must be a number above 1"),
-        (lambda table: {"table": torch.nn.Embedding(5, 3)}, "a table of type Embedding is no tensor"),
+        (lambda table: {"table": torch.nn.Linear(5, 3)}, "a table of type Linear is no tensor"),
         (lambda table: {"table": [[1.0, 2.0], [3.0]]}, "a table of type list is no tensor"),
         (lambda table: {"weights": "all"}, "weights of type str is no tensor"),
         (lambda table: {"ratio": -3.0}, "ratio -3.0 does not compress"),
