@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lighttoken.dashboard.gather import Point, gather, grouped, points
-from lighttoken.dashboard.tables import best_of, by_ratio
+from lighttoken.dashboard.tables import by_ratio
 from lighttoken.run.sweep import sweep_records
 
 
@@ -37,18 +37,13 @@ def pivot(group: Sequence[Point]) -> Table:
     A cell has the mean score, the retention with its standard error, and the number of seeds if it is above one. The
     best score of a column is bold.
     """
-    ratios, rows = by_ratio(group)
+    ratios, rows = by_ratio(group, _cell)
     task, model, recipe = group[0].run.group
     title = ", ".join(filter(None, [f"{task} with {model}: score, retention", recipe]))
     table = Table("codec", title=escape(title), title_justify="left")
     for ratio in ratios:
         table.add_column(f"{ratio:g}x", justify="right")
-    for label, row in rows.items():
-        cells = []
-        for ratio in ratios:
-            rivals = [other[ratio] for other in rows.values() if ratio in other]
-            is_best = len(rivals) > 1 and row.get(ratio) is best_of(rivals)
-            cells.append(_cell(row[ratio], is_best) if ratio in row else "")
+    for label, cells in rows.items():
         table.add_row(escape(label), *cells)
     return table
 

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,14 +55,25 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     return [folder / name for name in ("runs.csv", "scores.csv", "scores.md", "scores.tex")]
 
 
-def by_ratio(group: Iterable[Point]) -> tuple[list[float], dict[str, dict[float, Point]]]:
-    """The ratios of the configs, rising, and the points of every codec by ratio. Of the uncompressed ones the best."""
+def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], str]) -> tuple[list[float], dict[str, list[str]]]:
+    """The ratios of the configs, rising, and for every codec a cell per ratio, empty where it has no point.
+
+    `cell` makes the text of a point; it is told whether the score is the best of two or more at that ratio. Of several
+    uncompressed points the best counts.
+    """
     table: dict[str, dict[float, Point]] = {}
     for point in group:
         ratio, label = point.run.ratio or 1.0, "none" if point.run.codec == "none" else point.run.label
         row = table.setdefault(label, {})
         row[ratio] = best_of([point, *([row[ratio]] if ratio in row else [])])
-    return sorted({ratio for row in table.values() for ratio in row}), table
+    ratios = sorted({ratio for row in table.values() for ratio in row})
+    rivals = {ratio: [row[ratio] for row in table.values() if ratio in row] for ratio in ratios}
+    best = {id(best_of(points)) for points in rivals.values() if len(points) > 1}
+    cells = {
+        label: [cell(row[ratio], id(row[ratio]) in best) if ratio in row else "" for ratio in ratios]
+        for label, row in table.items()
+    }
+    return ratios, cells
 
 
 def best_of(points: Sequence[Point]) -> Point:
@@ -76,18 +87,12 @@ def latex(group: Sequence[Point]) -> str:
 
     The best score of a ratio is bold.
     """
-    ratios, table = by_ratio(group)
+    ratios, table = by_ratio(group, _latex_cell)
     task, model, recipe = map(_no_commands, group[0].run.group)
     lines = [r"\begin{table}", r"\centering", f"\\caption{{{task}, {model}{', ' if recipe else ''}{recipe}}}"]
     lines += [f"\\begin{{tabular}}{{l{'r' * len(ratios)}}}", r"\toprule"]
     lines += [" & ".join(["codec", *(f"{ratio:g}x" for ratio in ratios)]) + r" \\", r"\midrule"]
-    for label, row in table.items():
-        cells = []
-        for ratio in ratios:
-            rivals = [other[ratio] for other in table.values() if ratio in other]
-            is_best = len(rivals) > 1 and row.get(ratio) is best_of(rivals)
-            cells.append(_latex_cell(row[ratio], is_best) if ratio in row else "")
-        lines.append(" & ".join([_no_commands(label), *cells]) + r" \\")
+    lines += [" & ".join([_no_commands(label), *cells]) + r" \\" for label, cells in table.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 

@@ -161,6 +161,7 @@ class SpanFineTuner(FineTuner):
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a batch that a model without a loss takes: all but the labels."""
     return {name: tensor for name, tensor in batch.items() if name not in LABELS}
 
 
