@@ -4,11 +4,14 @@ import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lighttoken.artifact.description import refusing
 from lighttoken.errors import LighttokenError
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 # Files that hold the weights of the original model, in any framework.
 WEIGHTS: tuple[str, ...] = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".index.json")
 WEIGHTS += (".onnx", ".onnx_data", ".gguf", ".mlmodel", ".tflite")
+FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors calls them
 
 
 def copy_rest(source: Path, target: Path) -> None:
@@ -77,6 +81,41 @@ def read_tensors(source: Path, names: Collection[str]) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             tensors |= {name: state[name] for name in set(names) & state.keys()}
     return tensors
+
+
+def read_parameter(source: str, names: Collection[str], shape: torch.Size, **hub: Any) -> Tensor | None:
+    """One parameter of a checkpoint in safetensors, in float32, without reading the others.
+
+    `source` is a folder or, with its revision in `hub`, an id of the hub: only the file that holds the parameter is
+    downloaded then. None if not exactly one of the names is stored, and for numbers that are no plain floats.
+    """
+    files = _shards(source, hub)
+    stored = [name for name in names if name in files]
+    if len(stored) != 1 or (file := cached_file(source, files[stored[0]], **hub)) is None:
+        return None
+    with safe_open(file, "pt") as shard:
+        part = shard.get_slice(stored[0])
+        plain = torch.Size(part.get_shape()) == shape and part.get_dtype() in FLOATS
+        return shard.get_tensor(stored[0]).float() if plain else None
+
+
+def _shards(source: str, hub: dict[str, Any]) -> dict[str, str]:
+    """The file of every tensor of a checkpoint in safetensors, by its stored name; empty for other checkpoints."""
+    find = partial(cached_file, source, **hub, _raise_exceptions_for_missing_entries=False)
+    if single := find(SAFE_WEIGHTS_NAME):
+        with safe_open(single, "pt") as shard:
+            return dict.fromkeys(shard.keys(), SAFE_WEIGHTS_NAME)
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    return json.loads(Path(index).read_bytes())["weight_map"] if index else {}
+
+
+def read_gguf_table(file: Path) -> Tensor:
+    """The token embedding (V, d) of a GGUF file, in float32, without reading the other tensors."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    (table,) = (tensor for tensor in GGUFReader(file).tensors if tensor.name == "token_embd.weight")
+    return torch.tensor(dequantize(table.data, table.tensor_type))  # a copy: the file is mapped to be read only
 
 
 def _files(source: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from lighttoken.artifact.files import write_atomically, write_folder
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, CompressedTable
@@ -31,7 +32,7 @@ from lighttoken.backbone.card import CARD_FILE, model_card
 from lighttoken.backbone.checkpoint import save_with_tokenizer
 from lighttoken.backbone.classes import order_classes
 from lighttoken.backbone.embedding import Tie
-from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_pooling, read_tensors
+from lighttoken.backbone.folder import WEIGHTS, copy_rest, read_gguf_table, read_parameter, read_pooling, read_tensors
 from lighttoken.backbone.language_model import is_masked, predicts_tokens
 from lighttoken.backbone.loaded import check_tokenizer
 from lighttoken.backbone.replace import find_embedding
@@ -108,8 +109,25 @@ class Backbone:
         return check_tokenizer(self._load(AutoTokenizer), rows, self.label, padding)
 
     def table(self) -> Tensor:
-        """The input embedding matrix (V, d), float32."""
-        return find_embedding(self._load_weights(AutoModel)[0]).weight.detach()
+        """The input embedding matrix (V, d), float32. The rest of the model is not read, where its files allow that."""
+        table = self._table_alone()
+        return find_embedding(self._load_weights(AutoModel)[0]).weight.detach() if table is None else table
+
+    def _table_alone(self) -> Tensor | None:
+        """The table from its own tensor; None where only the loaded model shows which one that is."""
+        hub = {"revision": self.revision or "main"}
+        if self.gguf_file:
+            return read_gguf_table(self._call(cached_file, self.source(), filename=self.gguf_file, **hub))
+        config = self._load(AutoConfig)
+        try:
+            with torch.device("meta"):  # a model of the same names and shapes, without numbers
+                model = AutoModel.from_config(config, trust_remote_code=False)
+        except Exception:  # loading will say what is wrong
+            return None
+        embedding = find_embedding(model)
+        name = next(name for name, module in model.named_modules() if module is embedding) + ".weight"
+        names = [name, f"{model.base_model_prefix}.{name}"]  # without a head, and with one
+        return self._call(read_parameter, self.source(), names=names, shape=embedding.weight.shape, **hub)
 
     def encoder(self) -> PreTrainedModel:
         """The model without a head, in float32; of an encoder-decoder, the encoder."""

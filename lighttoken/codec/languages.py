@@ -1,6 +1,7 @@
 """The languages that a tokenizer's vocabulary serves, and their most frequent words (wordfreq, Speer 2022)."""
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -10,6 +11,7 @@ REFERENCE_WORDS = 20_000
 SERVED = (
     0.4  # tokens of its own, per word; two English vocabularies have up to 0.28, of two multilingual ones from 0.49 on
 )
+NUMBERS, RARE = 2e-5, 1e-8  # least shares of text of all numbers of one shape, and of a number that is counted
 NEAR = 0.8  # English is the reference if its words are whole nearly as often as those of the best language
 
 
@@ -32,6 +34,23 @@ def frequent_words(language: str, wordlist: str = "best") -> Iterator[tuple[str,
         share = wordfreq.cB_to_freq(-centibels)
         share = round(share, math.floor(-math.log10(share)) + 3)
         yield from ((word, share) for word in words if not has_digit_sequence(word))
+
+
+def numbers(language: str) -> Iterator[tuple[str, float]]:
+    """(word, share of text) of the numbers of two to four digits, with or without letters around them ("11th").
+
+    wordfreq counts them by the number of digits ("00th"), and shares a count out by Benford's law and, of four digits,
+    by years. Words have the numbers of one digit.
+    """
+    import wordfreq
+    from wordfreq.numbers import digit_freq
+
+    for shape, share in wordfreq.get_frequency_dict(language).items():
+        if share >= NUMBERS and (parts := re.fullmatch(r"(\D*)(0{2,4})(\D*)", shape)):
+            before, zeros, after = parts.groups()
+            for number in map(str, range(10 ** (len(zeros) - 1), 10 ** len(zeros))):
+                if (rate := share * digit_freq(number)) >= RARE:
+                    yield before + number + after, rate
 
 
 def served_languages(tokenizer: Any) -> list[str]:

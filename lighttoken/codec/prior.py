@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lighttoken.codec.corpus import TextFile
-from lighttoken.codec.languages import frequent_words, known_languages, served_languages
+from lighttoken.codec.languages import frequent_words, known_languages, numbers, served_languages
 from lighttoken.errors import LighttokenError
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,13 @@ log = logging.getLogger(__name__)
 # Marks per 1,000 words of English prose, a count over 723,000 words (Wikipedia, "English punctuation"): word lists
 # have none. Marks that it does not list get the rate of the semicolon.
 MARKS = {".": 65.3, ",": 61.6, '"': 26.7, "'": 24.3, "-": 15.3, "?": 5.6, ":": 3.4, "!": 3.3, ";": 3.2}
-OTHER_MARKS = "()/$%&*@#+=[]"
+OTHER_MARKS = "()/$%&*@#+=[]<>\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
 OTHER_MARK = 3.2
-WORDS_PER_TEXT = 20  # a special token that encloses every text occurs once in so many words
+WORDS_PER_TEXT = 20  # a special token that encloses every text, and a line's end, occur once in so many words
 CAPITALISED = 0.1  # share of words written with a capital letter
+CAPITALS = 0.01  # and in capitals
+ATTACHED = 0.05  # share of words without a space before them, as after a line's end, a bracket or a hyphen
+COMMON_WORDS = 20_000  # of one language that are also counted in capitals and attached
 WORDS = 100_000  # looked up of one language; all others are less than 2 % of text
 MIXED_WORDS = 20_000  # of one of several languages; rarer ones are below the floor
 UNSPACED = ("ja", "zh")  # written without spaces
@@ -208,18 +211,32 @@ def _word_counts(tokenizer: Any, rows: int, languages: Sequence[str]) -> Float64
     plain, spaced = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("the", " the"))
     space = " " if spaced <= plain else ""
     for language in languages:
-        words = list(islice(frequent_words(language), WORDS if len(languages) == 1 else MIXED_WORDS))
-        before = "" if language in UNSPACED else space
-        lower = [(before + word, share * (1 - CAPITALISED)) for word, share in words]
-        capitalised = [(before + word.capitalize(), share * CAPITALISED) for word, share in words]
-        counts += _count(tokenizer, rows, lower + capitalised, special=False) / len(languages)
+        texts = _written(language, WORDS if len(languages) == 1 else MIXED_WORDS, space)
+        counts += _count(tokenizer, rows, texts, special=False) / len(languages)
     marks = MARKS | dict.fromkeys(OTHER_MARKS, OTHER_MARK)
-    per_word = {mark: rate / 1000 for mark, rate in marks.items()}
-    counts += _count(tokenizer, rows, per_word.items(), special=False)
+    # Half of them follow a space: marks that open something, and all marks of texts that were cut into words.
+    per_word = [(before + mark, rate / 1000 / 2) for mark, rate in marks.items() for before in ("", space)]
+    ends = [(end, 1 / WORDS_PER_TEXT) for end in ("\n", "\n\n")]
+    counts += _count(tokenizer, rows, per_word + ends, special=False)
     for ids in special_tokens(tokenizer):
         for token in ids:
             counts[token] += 1 / WORDS_PER_TEXT
     return counts
+
+
+def _written(language: str, count: int, space: str) -> Iterator[tuple[str, float]]:
+    """The most frequent words and the numbers of a language as texts write them, with their shares of text."""
+    before = "" if language in UNSPACED else space
+    for rank, (word, share) in enumerate(islice(frequent_words(language), count)):
+        yield before + word, share * (1 - CAPITALISED)
+        yield before + word.capitalize(), share * CAPITALISED
+        if rank < COMMON_WORDS:
+            yield before + word.upper(), share * CAPITALS
+            if before:
+                yield word, share * ATTACHED * (1 - CAPITALISED)
+                yield word.capitalize(), share * ATTACHED * CAPITALISED
+    for digits, share in numbers(language):
+        yield before + digits, share
 
 
 def _count(tokenizer: Any, rows: int, texts: Iterable[tuple[str, float]], special: bool) -> Float64[Tensor, " rows"]:

@@ -42,6 +42,29 @@ def test_a_checkpoint_on_disk_gives_tokenizer_table_and_classifier(checkpoint, a
     assert torch.equal(backbone.table(), find_embedding(model).weight)
 
 
+def test_the_table_is_read_without_the_rest_of_the_checkpoint(make_model, tokenizer, tmp_path):
+    """Of three shards or more, those without the table need not even be there."""
+    model = make_model("bert").half()
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    tokenizer.save_pretrained(tmp_path)
+    name = next(name for name, weight in model.named_parameters() if weight is find_embedding(model).weight)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_bytes())["weight_map"]
+    others = set(index.values()) - {index[name]}
+    assert len(others) >= 2
+    for file in others:
+        (tmp_path / file).unlink()
+    table = Backbone("x", path=str(tmp_path)).table()
+    assert table.dtype == torch.float32
+    assert torch.equal(table, find_embedding(model).weight.float())
+
+
+def test_the_table_of_a_checkpoint_in_another_form_is_read_too(make_model, tmp_path):
+    model = make_model("bert")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert torch.equal(Backbone("x", path=str(tmp_path)).table(), find_embedding(model).weight)
+
+
 def test_the_new_head_is_drawn_from_the_random_state(checkpoint):
     backbone = Backbone("tiny", path=str(checkpoint()))
     heads = []

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from lighttoken import LighttokenError, measure_importance
 from lighttoken.backbone.loaded import LoadedBackbone
 from lighttoken.codec.baselines.svd import SVD
-from lighttoken.codec.languages import frequent_words, known_languages, served_languages
+from lighttoken.codec.languages import frequent_words, known_languages, numbers, served_languages
 from lighttoken.codec.prior import WordFrequency
 
 
@@ -45,6 +45,14 @@ def test_languages_with_words_in_the_vocabulary_are_served_and_no_others(tokeniz
 def test_frequent_words_are_those_of_wordfreq(language):
     expected = [(word, wordfreq.word_frequency(word, language)) for word in wordfreq.top_n_list(language, 2_000)]
     assert list(islice(frequent_words(language), 2_000)) == expected
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_numbers_have_the_shares_of_wordfreq(language):
+    shares = dict(numbers(language))
+    for number in ("10", "99", "123", "1990", "2015"):
+        assert shares[number] == pytest.approx(wordfreq.word_frequency(number, language), rel=0.02)
+    assert {"11th": "en", "80er": "de"}[next(word for word in ("11th", "80er") if word in shares)] == language
 
 
 def test_every_language_is_read_without_a_package_that_segments(tokenizer_of):

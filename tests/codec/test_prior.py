@@ -1,6 +1,8 @@
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lighttoken import LighttokenError
 from lighttoken.codec.prior import Corpus, Uniform, WordFrequency, Zipf, special_tokens
@@ -95,3 +97,26 @@ def test_what_cannot_be_counted_is_named(tokenizer, tmp_path):
     pd.DataFrame({"sentence": ["the film"]}).to_parquet(tmp_path / "corpus.parquet")
     with pytest.raises(LighttokenError, match="has no column 'text'; set codec.prior.column to one of sentence"):
         Corpus(file=str(tmp_path / "corpus.parquet")).frequencies(tokenizer, 200)
+
+
+def test_wordfreq_counts_what_texts_hold_besides_words():
+    """Numbers, marks after a space, line ends, words in capitals or without a space, of a byte-level tokenizer."""
+    tokens = [
+        ",",
+        "\u010a",
+        "\u0120,",
+        "\u010a\u010a",
+        "The",
+        "\u0120The",
+        "\u0120the",
+        "\u0120US",
+        "\u0120who",
+        "\u01201999",
+    ]
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*tokens, "?"])}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+    frequencies = WordFrequency(languages=["en"]).frequencies(tokenizer, len(tokens) + 1)
+    share = dict(zip(tokens, frequencies.tolist(), strict=False))
+    assert all(share[token] > 0 for token in tokens)
+    assert share["\u0120the"] > share["\u0120The"] > share["The"]
