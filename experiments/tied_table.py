@@ -28,6 +28,7 @@ from lighttoken.codec.baselines.gguf import GGUF
 from lighttoken.codec.baselines.scalar import Scalar
 from lighttoken.codec.interface import Codec, Importance
 from lighttoken.codec.lighttoken.method import LightToken
+from lighttoken.codec.prior import WordFrequency
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.tasks.perplexity import Perplexity, PerplexityData
@@ -60,8 +61,9 @@ class Study:
 
     @cached_property
     def importance(self) -> Importance:
-        codec = LightToken(error_metric_sequences=self.arguments.sequences)
-        parts = Parts(self.arguments.artifacts / self.tie)
+        prior = WordFrequency(languages=self.arguments.languages or None)
+        codec = LightToken(error_metric_sequences=self.arguments.sequences, prior=prior)
+        parts = Parts(self.arguments.artifacts / "-".join([self.tie, *self.arguments.languages]))
         return measure_importance(self.backbone, codec, len(self.table), parts=parts, tie=self.tie)
 
     def compressed(self, name: str, codec: Codec, ratio: float) -> CompressedTable:
@@ -87,6 +89,9 @@ def main() -> None:
     parser.add_argument("--file", required=True, help="text")
     parser.add_argument("--tokens", type=int, default=10_000, help="of the text, the first ones")
     parser.add_argument("--tie", default="compressed", choices=("compressed", "untie"))
+    parser.add_argument(
+        "--languages", nargs="+", default=[], help="of the row weights; by default, all that the tokenizer serves"
+    )
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
     parser.add_argument("--formats", nargs="*", default=FORMATS, help="of GGUF")
     parser.add_argument("--groups", nargs="*", type=lambda text: tuple(map(int, text.split("/"))), default=GROUPS)
@@ -119,7 +124,7 @@ def points(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Codec | No
     """Codec, its setting, the codec itself and its ratio; the formats' own bytes are above 1.5x."""
     yield "none", "", None, 1.0
     for ratio in arguments.ratios:
-        yield "lighttoken", f"{ratio:.4g}x", LightToken(), ratio
+        yield "lighttoken", " ".join([f"{ratio:.4g}x", *arguments.languages]), LightToken(), ratio
     for kind in arguments.formats:
         yield "gguf", kind, GGUF(format=kind), 1.5
     for bits, size in arguments.groups:

@@ -13,6 +13,7 @@ Letters: V rows of the table, d columns, n rows that are read, m bits or coeffic
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from lighttoken.artifact.blocks import Blocks
+from lighttoken.artifact.compiled import read_rows
 from lighttoken.artifact.form import INDEX, Form, LinearForm, read_bias, read_matrix
 from lighttoken.artifact.integers import MAX_HIGH, integer_steps, least_lengths, read_integers, unpack_lengths
 from lighttoken.artifact.integers import make_index as integer_index
@@ -38,15 +40,7 @@ from lighttoken.artifact.layout import (
 )
 from lighttoken.artifact.packing import dequantize, read_words, unpack_bits, unpack_levels, word_bits
 from lighttoken.artifact.relations import MAPS, check_links, read_related
-from lighttoken.artifact.trellis import (
-    LEAD,
-    MAX_STATE_BITS,
-    MAX_TIERS,
-    make_index,
-    read_coefficients,
-    unpack_steps,
-    unpack_tiers,
-)
+from lighttoken.artifact.trellis import LEAD, MAX_STATE_BITS, MAX_TIERS, make_index, unpack_steps, unpack_tiers
 
 HASH = 2654435761  # Knuth's multiplicative hash: 2^32 over the golden ratio
 INTEGERS = "integers."  # prefix of what the integer code adds to `INDEX`
@@ -184,19 +178,18 @@ class Trellis(LinearForm):
 
     def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
         index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
-        if "maps" not in tensors:
-            return self._decoded(ids, tensors, index)
-        return read_related(ids, index["relations"], index["maps"], lambda rows: self._decoded(rows, tensors, index))
-
-    def _decoded(self, ids: Int64[Tensor, " n"], tensors: Tensors, index: Tensors) -> Float[Tensor, "n m"]:
-        """What the codes of rows decode to."""
         gain = read_matrix(tensors, "gain", tensors["steps"].shape[1])
-        coefficients = read_coefficients(ids, tensors["codes"], gain, index)
+        read = partial(read_rows, stream=tensors["codes"], gain=gain, index=index)
         if "integers" not in tensors:
-            return coefficients
+            return read(ids, related="maps" in tensors)
         of_integers = {name.removeprefix(INTEGERS): tensor for name, tensor in index.items()}
-        integers = read_integers(ids, index["tiers"][ids].long(), tensors["integers"], gain, of_integers)
-        return coefficients + torch.nn.functional.pad(integers, (0, coefficients.shape[1] - integers.shape[1]))
+
+        def decode(rows: Tensor) -> Tensor:
+            integers = read_integers(rows, index["tiers"][rows].long(), tensors["integers"], gain, of_integers)
+            rest = read(rows)
+            return rest + torch.nn.functional.pad(integers, (0, rest.shape[1] - integers.shape[1]))
+
+        return read_related(ids, index["relations"], index["maps"], decode) if "maps" in tensors else decode(ids)
 
     def _rank(self, tensors: Tensors) -> int:
         """Rows of the decoder."""

@@ -24,7 +24,7 @@ ENDINGS = 8  # of tokens that are longer than their parent: so many, the most fr
 NONE, PLACE, CASE, LONGER = 0, 1, 2, 3  # kinds of relations; from LONGER + 1 on, one for each frequent ending
 KINDS = LONGER + 1 + ENDINGS
 MAPS = 2 * KINDS  # numbers of a direction: the slope over the ids, the offsets of all kinds, the gains of all but NONE
-_PARENT_BITS = 22  # in a relation; the kind has those above
+PARENT_BITS = 22  # in a relation; the kind has those above
 
 
 def vocabulary(tokenizer: Any, rows: int) -> list[str]:
@@ -60,7 +60,7 @@ def relate(tokens: Sequence[str]) -> Int32[Tensor, " V"]:
     frequent = sorted(endings, key=lambda ending: (-endings[ending], ending))[:ENDINGS]
     number = {ending: LONGER + 1 + i for i, ending in enumerate(frequent)}
     for i, kind in kinds.items():
-        parents[i] += (number.get(kind, LONGER) if isinstance(kind, str) else kind) << _PARENT_BITS
+        parents[i] += (number.get(kind, LONGER) if isinstance(kind, str) else kind) << PARENT_BITS
     return torch.tensor(parents, dtype=torch.int32)
 
 
@@ -83,7 +83,7 @@ def unpack_links(packed: UInt8[Tensor, " bytes"], rows: int) -> Int32[Tensor, " 
     ids = torch.where(kinds > 0, parents[0] + 256 * parents[1] + 65536 * parents[2], torch.arange(rows)).int()
     if int(ids.max()) >= rows or int(kinds.max()) >= KINDS:
         raise ValueError(f"links to row {int(ids.max())}, of kind {int(kinds.max())}, in a table of {rows} rows")
-    return ids + (kinds << _PARENT_BITS)
+    return ids + (kinds << PARENT_BITS)
 
 
 def check_links(packed: UInt8[Tensor, " bytes"], hashed: UInt8[Tensor, " 8"], rows: int) -> None:
@@ -100,12 +100,12 @@ def digest(relations: Int32[Tensor, " V"]) -> UInt8[Tensor, " 8"]:
 
 def parents_of(relations: Int32[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """The ids of the parents."""
-    return (relations & ((1 << _PARENT_BITS) - 1)).long()
+    return (relations & ((1 << PARENT_BITS) - 1)).long()
 
 
 def kinds_of(relations: Int32[Tensor, " n"]) -> Int64[Tensor, " n"]:
     """The kinds."""
-    return torch.bitwise_right_shift(relations, _PARENT_BITS).long()
+    return torch.bitwise_right_shift(relations, PARENT_BITS).long()
 
 
 def place_in_vocabulary(ids: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -117,9 +117,22 @@ def predict(
     ids: Int64[Tensor, " n"], kinds: Int64[Tensor, " n"], parents: Float[Tensor, "n m"], maps: Float[Tensor, "m MAPS"]
 ) -> Float[Tensor, "n m"]:
     """The coefficients of rows, predicted from their ids, their kinds and the coefficients of their parents."""
-    slope, offsets, gains = maps.T.split([1, KINDS, KINDS - 1])
-    gains = torch.nn.functional.pad(gains, (0, 0, 1, 0))  # rows without a parent have a gain of 0
+    slope, offsets, gains = maps_by_kind(maps)
     return place_in_vocabulary(ids).unsqueeze(1) * slope + offsets[kinds] + gains[kinds] * parents
+
+
+def maps_by_kind(maps: Float[Tensor, "m MAPS"]) -> tuple[Tensor, Tensor, Tensor]:
+    """The slope (1, m), and offsets and gains (KINDS, m); rows without a parent have a gain of 0."""
+    slope, offsets, gains = maps.T.split([1, KINDS, KINDS - 1])
+    return slope, offsets, torch.nn.functional.pad(gains, (0, 0, 1, 0))
+
+
+def chain_of(ids: Int64[Tensor, " n"], relations: Int32[Tensor, " V"]) -> list[Int64[Tensor, " n"]]:
+    """The rows, their parents and so on, up to `DEPTH`; a row without a parent is its own."""
+    chain = [ids]
+    for _ in range(DEPTH):
+        chain.append(parents_of(relations[chain[-1]]))
+    return chain
 
 
 def read_related(
@@ -128,13 +141,8 @@ def read_related(
     maps: Float[Tensor, "m MAPS"],
     decode: Callable[[Int64[Tensor, " k"]], Float[Tensor, "k m"]],
 ) -> Float[Tensor, "n m"]:
-    """Coefficients of rows: what their codes decode to, and what is predicted of them from the rows above.
-
-    A row's own parent is itself where there is none, with a gain of 0.
-    """
-    chain = [ids]
-    for _ in range(DEPTH):
-        chain.append(parents_of(relations[chain[-1]]))
+    """Coefficients of rows: what their codes decode to, and what is predicted of them from the rows above."""
+    chain = chain_of(ids, relations)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # the number of different rows is not known then
         decoded = decode(torch.cat(chain)).split(len(ids))
     else:

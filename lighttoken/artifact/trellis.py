@@ -122,27 +122,28 @@ def read_coefficients(
     ONNX knows these operators and not those behind << and >>.
     """
     shift_right = torch.bitwise_right_shift
-    tiers, lengths = index["tiers"], index["lengths"]
-    tier = tiers[ids].long()
+    tier = index["tiers"][ids].long()
 
-    # 1. Where a row's bits start: where its block does, and the lengths of the rows before it in the block.
-    block, place_in_block = ids // BLOCK, ids % BLOCK
-    before = torch.arange(BLOCK, device=ids.device) < place_in_block.unsqueeze(1)
-    starts = index["blocks"][block] + (lengths[tiers.view(-1, BLOCK)[block].long()] * before).sum(1)
+    # 1. Words of three bytes at every byte of each row, behind two bytes of zeros that the first windows reach into.
+    words = words_of(bytes_of_rows(stream, starts_of(ids, index) + 8 * LEAD, index["columns"]))
 
-    # 2. Words of three bytes at every byte of each row, behind two bytes of zeros that the first windows reach into.
-    words = words_of(bytes_of_rows(stream, starts + 8 * LEAD, index["columns"]))
-
-    # 3. The window of each coefficient: the word that it ends in, shifted to the window's last bit.
+    # 2. The window of each coefficient: the word that it ends in, shifted to the window's last bit.
     last = index["position"] + 15  # bit of the window, counted from the zeros
     words = words.gather(1, (shift_right(last, 3) - 2).clamp_min(0).long()[tier])
     state = shift_right(words, (7 - (last & 7))[tier])
 
-    # 4. The state's vector in the codebook, times the gain.
+    # 3. The state's vector in the codebook, times the gain.
     book = index["book"]
     entry = (state & (len(book) - 1)) * MAX_VECTOR + index["component"].int()[tier]
     gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, index["step"].long())
     return book.flatten().index_select(0, entry.flatten()).view_as(entry) * gains[tier]
+
+
+def starts_of(ids: Int64[Tensor, " n"], index: Mapping[str, Tensor]) -> Int64[Tensor, " n"]:
+    """Where the bits of rows start: where the block of a row does, plus the lengths of the rows before it in there."""
+    block, place_in_block = ids // BLOCK, ids % BLOCK
+    before = torch.arange(BLOCK, device=ids.device) < place_in_block.unsqueeze(1)
+    return index["blocks"][block] + (index["lengths"][index["tiers"].view(-1, BLOCK)[block].long()] * before).sum(1)
 
 
 def bytes_of_rows(

@@ -4,6 +4,7 @@ import zlib
 import pytest
 import torch
 
+from lighttoken.artifact import compiled
 from lighttoken.artifact.trellis import (
     codebook,
     make_index,
@@ -45,7 +46,7 @@ def naive(bits: str, tier: int, state_bits: int) -> list[float]:
     ids=["mixed", "no bits behind the last byte", "no bits at all"],
 )
 @pytest.mark.parametrize("state_bits", [3, 8, 12, 16])
-def test_coefficients_are_what_the_moving_window_shows(state_bits, tiers):
+def test_coefficients_are_what_the_moving_window_shows(state_bits, tiers, monkeypatch):
     tiers = torch.tensor(tiers, dtype=torch.uint8)
     lengths = [10, 5, 0]
     rows = ["".join(str(int(b)) for b in torch.randint(2, (lengths[t],))) for t in tiers.tolist()]
@@ -55,6 +56,11 @@ def test_coefficients_are_what_the_moving_window_shows(state_bits, tiers):
     coefficients = read_coefficients(torch.arange(len(tiers)), stream, GAIN, index)
     expected = [naive(row, tier, state_bits) for row, tier in zip(rows, tiers.tolist(), strict=True)]
     torch.testing.assert_close(coefficients, torch.tensor(expected))
+    if compiled.library(compiled.DECODER):
+        monkeypatch.setattr(compiled, "LEAST_NUMBERS", 0)
+        monkeypatch.setattr(compiled, "read_coefficients", None)  # nothing is read by the plain code
+        ids = torch.randint(len(tiers), (100,))
+        assert torch.equal(compiled.read_rows(ids, stream, GAIN, index), coefficients[ids])
 
 
 def test_the_codebook_is_computed_normal_and_without_repetition():

@@ -54,7 +54,7 @@ def _branches(points: Float[Tensor, "G n"], low: Int64[Tensor, " G"]) -> tuple[T
 def _best_path(cost: Float[Tensor, "G 4 n"]) -> UInt8[Tensor, "G n"]:
     """The path bits of least total cost. A state is the last `DELAY` path bits, the newest lowest."""
     grids = _grids().to(cost.device)
-    if cost.device.type == "cpu" and compiled.library():
+    if cost.device.type == "cpu" and compiled.there():
         return compiled.search_integers(cost, grids)
     total = cost.new_full((STATES, cost.shape[2]), torch.inf)
     total[0] = 0

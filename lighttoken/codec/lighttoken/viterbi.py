@@ -28,7 +28,7 @@ def search(
     states = 1 << state_bits
     norms = [book.square().sum(1, keepdim=True) for book in books]
     factors = [-2 * book for book in books]
-    if targets[0].device.type == "cpu" and max(bits) <= compiled.MAX_BITS and compiled.library():
+    if targets[0].device.type == "cpu" and max(bits) <= compiled.MAX_BITS and compiled.there():
         vectors = [book.shape[1] for book in books]
         return compiled.search_trellis(torch.cat(list(targets), 1), vectors, bits, factors, norms, state_bits)
     rows_per_chunk = max(16, WORK_SPACE.get(targets[0].device.type, WORK_SPACE["cpu"]) // states)

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from lighttoken import LighttokenError, compress_table, load_table, set_trainable, swap_embedding
+from lighttoken.artifact import compiled
 from lighttoken.artifact.relations import KINDS, MAPS, kinds_of, parents_of, predict, relate
 from lighttoken.backbone.checkpoint import read_checkpoint, save_with_tokenizer
 from lighttoken.codec.interface import Importance
@@ -50,6 +51,15 @@ def test_some_rows_decode_as_all_rows_do():
     table = compressed(family_table())
     ids = torch.tensor([[1170, 3], [400, 400]])
     torch.testing.assert_close(table.decode(ids), table.decode()[ids], rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(compiled.library(compiled.DECODER) is None, reason="no C++ compiler")
+def test_compiled_code_reads_the_same_numbers(monkeypatch):
+    table, ids = compressed(family_table()), torch.randint(len(TOKENS), (300,))
+    plain = table.decode(ids)
+    monkeypatch.setattr(compiled, "LEAST_NUMBERS", 0)
+    monkeypatch.setattr(compiled, "read_related", None)  # nothing is read by the plain code
+    assert torch.equal(table.decode(ids), plain)
 
 
 def test_the_same_bytes_come_out_again():

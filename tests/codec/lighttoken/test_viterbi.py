@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from lighttoken.artifact.compiled import library
 from lighttoken.artifact.trellis import codebook
 from lighttoken.codec.lighttoken import compiled
 from lighttoken.codec.lighttoken.integers import search_integers
@@ -66,13 +67,13 @@ def test_rows_are_searched_alike_in_any_company():
 
 
 @pytest.mark.parametrize("state_bits", [4, 8, 12])
-@pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+@pytest.mark.skipif(not compiled.there(), reason="no C++ compiler")
 def test_the_compiled_search_gives_the_bits_of_the_plain_one(state_bits, monkeypatch):
     vectors, bits = [8, 4, 2, 1, 1, 8, 2], [1, 2, 3, 4, 2, 1, 1]
     targets = [torch.randn(203, v) for v in vectors]
     books = [codebook(state_bits)[:, :v] for v in vectors]
     compiled_path = search(targets, books, bits, state_bits)
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(compiled, "there", lambda: False)
     assert torch.equal(search(targets, books, bits, state_bits), compiled_path)
 
 
@@ -80,16 +81,16 @@ def test_without_a_working_compiler_the_log_says_so_and_the_plain_search_is_used
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     with caplog.at_level("INFO"):
-        assert compiled.library.__wrapped__() is None
-    assert "the search of codes runs in PyTorch" in caplog.text
+        assert library.__wrapped__(compiled.SOURCE) is None
+    assert "viterbi runs in PyTorch" in caplog.text
     assert "absent" in caplog.text
     assert not list((tmp_path / "lighttoken").iterdir())
 
 
-@pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+@pytest.mark.skipif(not compiled.there(), reason="no C++ compiler")
 def test_the_compiled_search_of_integers_gives_the_bits_of_the_plain_one(monkeypatch):
     targets, low = torch.randn(75, 40) * 9, torch.full((40,), 2)
     found = search_integers(targets, torch.ones(40), low)
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(compiled, "there", lambda: False)
     for ours, plain in zip(found, search_integers(targets, torch.ones(40), low), strict=True):
         assert torch.equal(ours, plain)

@@ -1,0 +1,80 @@
+// The coefficients of rows, as `read_coefficients` of trellis.py and `predict` of relations.py find them: the same bits.
+#include <cstdint>
+#include <vector>
+
+struct Step {
+    int first, size, position, owner;  // coefficients that share a window, where it ends, and whose gain they have
+};
+
+// tiers (V,), blocks, lengths (T,)  as `make_index` has them: where the bits of a row start
+// positions, owners  (T, m)         where the window of a coefficient ends, and its step; `count` for one without bits
+// gains (T, count), book (states, vector)
+// relations (V,), slope (m,), offsets, slants (kinds, m)   null without a prediction
+struct Code {
+    const uint8_t *stream, *tiers;
+    const int64_t *blocks, *lengths;
+    const int32_t *positions, *owners;
+    const float *gains, *book;
+    const int32_t* relations;
+    const float *slope, *offsets, *slants;
+    int32_t tier_count, m, count, state_bits, vector, block, lead, parent_bits;
+};
+
+static std::vector<Step> steps_of(const Code& code, int tier) {
+    const int32_t *position = code.positions + int64_t(tier) * code.m, *owner = code.owners + int64_t(tier) * code.m;
+    std::vector<Step> steps;
+    for (int j = 0; j < code.m; j++) {
+        if (owner[j] == code.count) continue;
+        if (!steps.empty() && steps.back().owner == owner[j]) steps.back().size++;
+        else steps.push_back({j, 1, position[j], owner[j]});
+    }
+    return steps;
+}
+
+static int64_t start_of(const Code& code, int64_t id) {
+    int64_t start = code.blocks[id / code.block] + 8 * code.lead;
+    for (int64_t before = id / code.block * code.block; before < id; before++) start += code.lengths[code.tiers[before]];
+    return start;
+}
+
+// row: zeros, written.
+static void decode(const Code& code, const std::vector<Step>& steps, int64_t id, float* row) {
+    const uint32_t states = 1u << code.state_bits;
+    const float* gains = code.gains + int64_t(code.tiers[id]) * code.count;
+    const int64_t start = start_of(code, id);
+    for (const Step& step : steps) {
+        const int64_t last = start + step.position - 1;
+        const uint8_t* end = code.stream + (last >> 3);
+        // A window lies in three bytes. What is before the row's first bit counts as zeros.
+        const uint32_t word = uint32_t(end[-2]) << 16 | uint32_t(end[-1]) << 8 | end[0];
+        const uint32_t known = step.position < code.state_bits ? 1u << step.position : states;
+        const float* entry = code.book + int64_t((word >> (7 - (last & 7))) & (known - 1)) * code.vector;
+        for (int i = 0; i < step.size; i++) row[step.first + i] = entry[i] * gains[step.owner];
+    }
+}
+
+// ids, places  (depth, n)  for each row its grandparent, its parent and itself, and their places in the vocabulary
+// rows         (n, m)      zeros; those from `from` to before `to` are written
+extern "C" void read_rows(const Code* given, const int64_t* ids, const float* places, int depth, int64_t n, int64_t from,
+                          int64_t to, float* rows) {
+    const Code& code = *given;
+    std::vector<std::vector<Step>> steps;
+    for (int tier = 0; tier < code.tier_count; tier++) steps.push_back(steps_of(code, tier));
+    std::vector<float> own(code.m);
+    for (int64_t i = from; i < to; i++) {
+        float* row = rows + i * code.m;
+        for (int level = 0; level < depth; level++) {
+            const int64_t at = level * n + i, id = ids[at];
+            if (!code.relations) {
+                decode(code, steps[code.tiers[id]], id, row);
+                continue;
+            }
+            if (level + 1 < depth && code.relations[ids[at + n]] >> code.parent_bits == 0) continue;  // has no parent
+            own.assign(code.m, 0.0f);
+            decode(code, steps[code.tiers[id]], id, own.data());
+            const int64_t kind = code.relations[id] >> code.parent_bits;
+            const float *offset = code.offsets + kind * code.m, *slant = code.slants + kind * code.m, place = places[at];
+            for (int j = 0; j < code.m; j++) row[j] = own[j] + (place * code.slope[j] + offset[j] + slant[j] * row[j]);
+        }
+    }
+}
