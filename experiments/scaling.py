@@ -22,7 +22,7 @@ from experiments.rows import RowFile
 from experiments.tables import bound_nmse, synthetic_table
 from lighttoken import compress_table
 
-SIZES = ((30_522, 384), (120_000, 384), (30_522, 768))
+SIZES = ((30_522, 384), (120_000, 384), (30_522, 768), (262_144, 640))
 RATIOS = (25, 50, 103, 200)
 COLUMNS = (
     *("table", "rows", "dim", "ratio", "nmse", "bound_nmse", "gap_db"),

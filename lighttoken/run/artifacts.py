@@ -23,6 +23,7 @@ from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.interface import MetricCodec, resolve_device
 from lighttoken.errors import LighttokenError
 from lighttoken.run.importance import measure_importance
+from lighttoken.run.memory import peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ MAKERS = ("lighttoken.codec", "lighttoken.run.importance")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compressed table, its folder, and whether it was there before."""
+    """A compressed table, its folder, whether it was there before, and the memory that making it took, in tables."""
 
     compressed: CompressedTable
     directory: Path
     reused: bool
+    peak_memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,21 @@ class ArtifactCache:
                     log.warning("making the artifact again: %s", error)
             check_reach(table, codec, ratio)
             parts = Parts(directory.with_name(f".{directory.name}.parts"))
-            importance = measure_importance(backbone, codec, len(table), seed, self.progress, parts, head, tie)
-            compressed = compress_table(
-                table,
-                codec,
-                ratio,
-                importance=importance,
-                seed=seed,
-                progress=self.progress,
-                loggers=self.loggers,
-                parts=parts,
-            )
+            with peak_memory() as peak:
+                importance = measure_importance(backbone, codec, len(table), seed, self.progress, parts, head, tie)
+                compressed = compress_table(
+                    table,
+                    codec,
+                    ratio,
+                    importance=importance,
+                    seed=seed,
+                    progress=self.progress,
+                    loggers=self.loggers,
+                    parts=parts,
+                )
             compressed.save(directory)
             parts.remove()
-            return Artifact(compressed, directory, reused=False)
+            return Artifact(compressed, directory, reused=False, peak_memory=peak.in_tables(*table.shape))
 
 
 def artifact_key(

@@ -20,6 +20,7 @@ from lighttoken.run.artifacts import artifact_key
 from lighttoken.run.healing import heal
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
+from lighttoken.run.memory import peak_memory
 from lighttoken.run.records import command_line
 from lighttoken.run.screen import print_lines, print_loading, print_plan, print_rows, size
 
@@ -42,7 +43,7 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
         table, backbone, codec, config.ratio if config.quality is None else None, config.seed, config.tie
     )
     parts = Parts(output.absolute().with_name(f".{output.name}.{key}.parts"))
-    with saying_what_is_kept(parts):
+    with saying_what_is_kept(parts), peak_memory() as peak:
         compressed, goal = make_table(config, table, backbone, codec, parts)
     rows = [("model", backbone.label)]
     # 2. The body, adapted to the compressed table.
@@ -63,6 +64,7 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
         ("ratio", f"{compressed.ratio:.2f}"),
         ("table", f"{size(4 * table.numel())} -> {size(compressed.nbytes)}"),
         *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
+        *([("peak memory", f"{tables} tables")] if (tables := peak.in_tables(*table.shape)) else []),
         ("checkpoint" if config.checkpoint else "artifact", str(output)),
     ]
     print_rows(f"{codec.name} for {goal}", rows)

@@ -1,0 +1,35 @@
+"""The peak of a process's memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Peak:
+    """What a piece of work needed at its peak, besides the memory that was in use before it."""
+
+    nbytes: int | None = None  # None before the work has ended, and where the system does not tell: Linux only
+
+    def in_tables(self, rows: int, dim: int) -> float | None:
+        """The peak in units of a float32 table (V, d)."""
+        return None if self.nbytes is None else round(self.nbytes / (4 * rows * dim), 2)
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Inside, the peak of the resident memory of this process is watched; that of a GPU is not."""
+    peak, before = Peak(), None
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of getrusage cannot be reset
+        before = _highest()
+    yield peak
+    if before is not None:
+        peak.nbytes = _highest() - before
+
+
+def _highest() -> int:
+    """Most bytes since the last reset."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
