@@ -195,7 +195,7 @@ def compress(run: Run) -> CompressedTable | None:
         artifact = cache.get(run.table, run.backbone, run.codec, config.ratio, config.seed, head, config.tie)
         compressed = artifact.compressed
         record.add_artifact(compressed.nbytes, artifact.directory, artifact.reused)
-        record.peak_memory = artifact.peak_memory
+        record.peak_memory_tables = artifact.peak_memory
         record.tie = config.tie if shares_table(run.model) else None
         swap_embedding(run.model, compressed, config.tie)
     log_sizes(run.loggers, record)

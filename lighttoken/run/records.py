@@ -79,7 +79,7 @@ class Record:
     stored_bytes: int | None = None  # the model as it was evaluated
     artifact: str | None = None
     artifact_reused: bool = False
-    peak_memory: float | None = None  # of making the artifact, besides what was in use, in float32 tables
+    peak_memory_tables: float | None = None  # of making the artifact, besides what was in use, in float32 tables
     tie: str | None = None  # of an output head that shares the table; None for a model without one
     resumed: str | None = None  # checkpoint that fine-tuning continued from
     table: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.measure.measure_table`
