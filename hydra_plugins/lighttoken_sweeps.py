@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 class ProcessLauncher(Launcher):
     """Runs every job as a command of its own. Finished jobs and duplicates within the sweep are not run."""
 
+    defaults: Sequence[str] = ()  # overrides of every job, which those of the sweep override
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
@@ -100,7 +102,7 @@ class ProcessLauncher(Launcher):
             quoted = path.replace("'", "\\'")
             values.append(f"hydra.{key}.dir='{quoted}'")
         fixed = ["hydra.mode=RUN", "progress=false"]
-        return [sys.executable, "-m", "lighttoken.train", *flags, *values, *overrides, *fixed]
+        return [sys.executable, "-m", "lighttoken.train", *flags, *values, *self.defaults, *overrides, *fixed]
 
     @abstractmethod
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
@@ -125,45 +127,72 @@ class JoblibLauncher(ProcessLauncher):
 
 
 class SubmititLauncher(ProcessLauncher):
-    """Jobs of SLURM or, to try that out, of submitit's local executor. `parameters` are those of that executor."""
+    """Jobs of SLURM or, to try that out, of submitit's local executor. `parameters` are those of that executor.
 
-    def __init__(self, cluster: str, folder: str, **parameters: Any) -> None:
-        self.cluster, self.folder, self.parameters = cluster, folder, parameters
+    A job that is requeued goes on from its checkpoint.
+    """
+
+    defaults = ("resume=true",)
+
+    def __init__(self, cluster: str, folder: str, slurm_max_num_timeout: int = 3, **parameters: Any) -> None:
+        self.cluster, self.folder, self.timeouts, self.parameters = cluster, folder, slurm_max_num_timeout, parameters
+
+    def compose(self, overrides: Sequence[str], number: int) -> tuple[DictConfig, str]:
+        """See ProcessLauncher. Raises LighttokenError if SLURM would start more or fewer processes than the trainer."""
+        config, folder = super().compose(overrides, number)
+        for key, of_trainer in (("nodes", "num_nodes"), ("tasks_per_node", "devices")):
+            made, expected = self.parameters.get(key) or 1, config.trainer.get(of_trainer, 1)
+            count = len(expected) if OmegaConf.is_list(expected) else expected
+            if self.cluster == "slurm" and str(count) not in (str(made), "auto", "-1"):
+                raise LighttokenError(
+                    f"hydra.launcher.{key}={made} and trainer.{of_trainer}={expected} differ; SLURM starts a process "
+                    "for each device, so give both the same value"
+                )
+        return config, folder
 
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
-        """See ProcessLauncher. Raises LighttokenError without submitit or SLURM, and for unknown parameters."""
-        from lighttoken.run.sweep import run_submitted
+        """See ProcessLauncher. Raises LighttokenError without submitit or SLURM, and for jobs that SLURM refuses."""
+        from lighttoken.run import queue
 
-        submitit = _import("submitit", "launcher=submitit", "slurm")
-        try:
-            executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
-            executor.update_parameters(**self.parameters)
-        except (RuntimeError, NameError, ValueError) as error:  # no srun, or an unknown parameter
-            raise LighttokenError(f"hydra/launcher=submitit: {' '.join(str(error).split())}") from error
+        launcher = f"launcher=submitit_{self.cluster}"
+        submitit = _import("submitit", launcher, "slurm")
+        if self.cluster == "slurm":
+            queue.check_slurm()
         if not commands:
             return
         sweep = os.getpid() if self.cluster == "local" else None
-        with executor.batch():  # one array of jobs
-            handles = [executor.submit(run_submitted, sweep, command, job.folder) for job, command in commands]
         try:
-            self.wait(commands, handles)
+            executor = submitit.AutoExecutor(self.folder, self.cluster, slurm_max_num_timeout=self.timeouts)
+            executor.update_parameters(**self.parameters)
+            with executor.batch():  # one array of jobs
+                handles = [executor.submit(queue.QueuedJob(command, job.folder, sweep)) for job, command in commands]
+        except (RuntimeError, NameError, ValueError, OSError) as error:  # an unknown parameter, or an answer of sbatch
+            raise LighttokenError(f"hydra/{launcher}: {' '.join(str(error).split())}") from error
+        try:
+            self.wait({handle: job for handle, (job, _) in zip(handles, commands, strict=True)})
         except SystemExit:  # a signal
-            for handle in handles:
-                handle.cancel(check=False)
+            if self.cluster == "slurm":
+                queue.cancel(handles)
+            else:
+                for handle in handles:
+                    handle.cancel(check=False)
             raise
 
-    def wait(self, commands: list[tuple[Any, list[str]]], handles: list[Any]) -> None:
-        """Wait for the jobs, whose handles these are, and enter their ends."""
+    def wait(self, jobs: dict[Any, Any]) -> None:
+        """Wait for the jobs of these handles, and enter their ends as they come."""
+        from lighttoken.run import queue
         from lighttoken.run.sweep import finish_job
 
-        submitit = _import("submitit", "launcher=submitit", "slurm")
-        for (job, _), handle in zip(commands, handles, strict=True):
+        submitit = _import("submitit", f"launcher=submitit_{self.cluster}", "slurm")
+        for handle, job in jobs.items():
             log.info("#%d is job %s; its output is in %s", job.number, handle.job_id, job.folder)
-        for (job, _), handle in zip(commands, handles, strict=True):
+        handles = queue.watch(jobs) if self.cluster == "slurm" else [*jobs]
+        by_handle = dict(zip(handles, jobs.values(), strict=True))
+        for handle in submitit.helpers.as_completed(handles, poll_frequency=1):
             try:
-                finish_job(job, handle.result())
-            except submitit.core.utils.UncompletedJobError as error:  # killed, or out of its time or memory
-                finish_job(job, 1, f"job {handle.job_id}: {str(error).splitlines()[0]}")
+                finish_job(by_handle[handle], *handle.result())
+            except submitit.core.utils.UncompletedJobError:  # no result: cancelled, or out of its time or memory
+                finish_job(by_handle[handle], 1, f"job {handle.job_id} of {self.cluster} ended as {handle.state}")
 
 
 class OptunaSweeper(Sweeper):

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGUSR1 and SIGUSR2: a cluster's queue warns a job that its time is nearly over.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 REPEAT_SECONDS = 2.0  # a terminal and the parent of a process send a signal each; the second must not end the clean-up
 WATCH_SECONDS = 1.0
 PARENT = "LIGHTTOKEN_PARENT"  # in the environment of a job: the process that must not die before it

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from lighttoken.artifact.files import is_running, make_directory, write_atomically
+from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.errors import LighttokenError
-from lighttoken.run.interruption import PARENT, raising_interrupted, when_gone
+from lighttoken.run.interruption import PARENT, raising_interrupted
 from lighttoken.run.reading import RECORD_FILE, leave_out, read_json, read_records, reason_of
 from lighttoken.run.records import asked_for, settle
 
@@ -139,22 +139,19 @@ def run_job(job: Job, command: list[str]) -> None:
         _unfinished.discard(job.folder)
 
 
-def run_submitted(sweep: int | None, command: list[str], folder: str) -> int:
-    """`run_process` in a process of submitit. The job ends when the process `sweep` of this machine is no more."""
-    if sweep is not None:
-        when_gone(lambda: is_running(sweep), end_processes)
-    return run_process(command, folder)
+def run_process(command: list[str], folder: str, rank: int = 0) -> int:
+    """Run a job in a new process, its output in a file of its folder; returns the exit code, -N after signal N.
 
-
-def run_process(command: list[str], folder: str) -> int:
-    """Run a job in a new process, its output in a file of its folder; returns the exit code, -N after signal N."""
+    `rank`: which of the processes of the job it is. The first one writes the record.
+    """
     if _stopping.is_set():
         return -signal.SIGTERM
     make_directory(Path(folder))
-    Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, with another end
+    if not rank:
+        Path(folder, RECORD_FILE).unlink(missing_ok=True)  # of an earlier try, with another end
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # set by run_command
     environment[PARENT] = str(os.getpid())
-    with Path(folder, CONSOLE_FILE).open("w") as console:
+    with Path(folder, f"console.{rank}.log" if rank else CONSOLE_FILE).open("w") as console:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
         _running.add(process)
         try:
