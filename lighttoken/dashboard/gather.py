@@ -5,6 +5,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class Point:
         """None for one seed."""
         return stdev(self.scores) if len(self.scores) > 1 else None
 
-    @property
+    @cached_property
     def retention(self) -> dict[str, float | None]:
         """`retention` and its `standard_error` over the seeds that have a reference; None if no seed has one."""
         pairs = [(score, self.references[seed]) for seed, score in self.by_seed.items() if seed in self.references]
@@ -258,7 +259,18 @@ def _shortened(text: str) -> str:
 
 def _text(path: str, value: Any) -> str:
     """A setting as text; of a class its name alone, which stays the same when the class moves to another module."""
-    return json.dumps(str(value).rpartition(".")[2] if path.endswith("_target_") else value, sort_keys=True)
+    value = str(value).rpartition(".")[2] if path.endswith("_target_") else value
+    return json_text(value)
+
+
+def json_text(value: Any) -> str:
+    """A value of a record as JSON. Thousands of runs have few different ones."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else _scalar_text(value)
+
+
+@lru_cache(maxsize=10_000, typed=True)
+def _scalar_text(value: Any) -> str:
+    return json.dumps(value)
 
 
 def _read_curves(directory: Path) -> Curves:
@@ -277,12 +289,16 @@ def _parse_curves(path: Path, changed: int) -> Curves:
     """The thinned curves of a CSV file. `changed` is its time of change: a changed file is not taken from the cache."""
     curves: Curves = defaultdict(list)
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.pop("step", None))
-            for name, cell in row.items():
-                value = _number(cell)
-                is_curve = name and name != "epoch" and not name.startswith("table/")
-                if is_curve and step is not None and value is not None:
+        rows = csv.reader(file)
+        columns = {name: index for index, name in enumerate(next(rows, []))}
+        step_at = columns.pop("step", sys.maxsize)
+        kept = [(i, name) for name, i in columns.items() if name not in ("", "epoch") and name[:6] != "table/"]
+        for row in rows:
+            step = _number(row[step_at]) if step_at < len(row) else None
+            if step is None:
+                continue
+            for index, name in kept:
+                if index < len(row) and row[index] and (value := _number(row[index])) is not None:
                     curves[name].append((step, value))
     names = sorted(curves)[:MAX_CURVES]
     return {plain_text(" ".join(name.split()), MAX_NAME): _thin(curves[name]) for name in names}

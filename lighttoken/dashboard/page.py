@@ -19,7 +19,7 @@ from plotly.utils import PlotlyJSONEncoder
 
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
-from lighttoken.dashboard.gather import Point, Run, dotted, points
+from lighttoken.dashboard.gather import Point, Run, dotted, json_text, points
 from lighttoken.dashboard.style import CURVE_COLOURS, legend_position, style
 from lighttoken.run.reading import path_text, plain_text
 
@@ -94,7 +94,7 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
         "total_seconds": sum(record["seconds"].values()),
         "bytes_by_part": record["compression"].get("bytes_by_part") or {},
         "compression": {k: v for k, v in dotted(record["compression"]).items() if isinstance(v, (int, float, str))},
-        "config": {k: plain_text(json.dumps(v)) for k, v in dotted(record["config"]).items()},
+        "config": {k: plain_text(json_text(v)) for k, v in dotted(record["config"]).items()},
         "curves": run.curves,
     }
 

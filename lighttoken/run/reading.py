@@ -100,6 +100,8 @@ def read_json(path: Path) -> Any:
 
 def plain_text(text: str, limit: int = MAX_TEXT) -> str:
     """Text of others, fit for a page, a picture and a terminal: cut to `limit` characters, without commands to them."""
+    if len(text) <= limit and text.isprintable():  # most text: nothing to replace
+        return text
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
@@ -128,14 +130,18 @@ def _clean(node: Any, budget: list[int], depth: int = 1) -> Any:
     if isinstance(node, str):
         return plain_text(node)
     if isinstance(node, list):
+        if {*map(type, node)} <= {int, float} and depth < MAX_DEPTH and len(node) <= budget[0]:  # nothing to clean
+            budget[0] -= len(node)
+            return node
         return [_clean(value, budget, depth + 1) for value in node]
     if isinstance(node, dict):
-        return {_one_line(key): _clean(value, budget, depth + 1) for key, value in node.items()}
+        return {_one_line(key[: 2 * MAX_NAME]): _clean(value, budget, depth + 1) for key, value in node.items()}
     return node
 
 
+@lru_cache(maxsize=10_000)  # thousands of records have the same keys
 def _one_line(text: str) -> str:
-    return plain_text(" ".join(text[: 2 * MAX_NAME].split()), MAX_NAME)
+    return plain_text(" ".join(text.split()), MAX_NAME)
 
 
 def _require(valid: bool, name: str, value: Any, expected: str) -> None:
@@ -169,7 +175,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _name(name: str, value: Any) -> str:
-    value = _one_line(_text(name, value))
+    value = _one_line(_text(name, value)[: 2 * MAX_NAME])
     _require(bool(value), name, value, "a name")
     return value
 
@@ -204,6 +210,8 @@ def _parts(**rules: Rule) -> Rule:
 
 def _numbers(name: str, value: Any) -> list[float]:
     _require(isinstance(value, list), name, value, "a list of numbers")
+    if {*map(type, value)} <= {int, float} and all(0 <= entry <= LARGEST for entry in value):
+        return [*map(float, value)]
     return [float(_number(0, LARGEST)(f"{name}[{i}]", entry)) for i, entry in enumerate(value)]
 
 
