@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from experiments.rows import RowFile, markdown
 from lighttoken.run.checkpoints import CHECKPOINT_FILE
 from lighttoken.run.trainer import resume_folder
 
-SWEEP = ["task=rotten_tomatoes", "limit_rows=64", "trainer.max_epochs=6", "finetune.learning_rate=3e-4", "ratio=25"]
+SWEEP = ["task=rotten_tomatoes", "limit_rows=64", "trainer.max_epochs=4", "finetune.learning_rate=3e-4", "ratio=25"]
 SWEEP += ["codec=none,svd", "seed=0,1,2", "logger=csv", "trainer.accelerator=cpu"]
 SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=0", "hydra.launcher.mem_gb=4"]
 SLURM += ["hydra.launcher.cpus_per_task=1"]
@@ -72,14 +73,17 @@ def main() -> None:
     results = parser.parse_args().results
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        local = run_sweep(scratch / "local", LOCAL)
         script = [str(Path(__file__).with_name("slurm.sh"))]
         subprocess.run([*script, "start", str(scratch / "cluster")], check=True)
         os.environ["SLURM_CONF"] = str(scratch / "cluster/slurm.conf")
         try:
             for number, command in ((SIGNALLED, ["scancel", "--signal=USR2"]), (REQUEUED, ["scontrol", "requeue"])):
                 threading.Thread(target=disturb, args=(scratch / "slurm", number, command), daemon=True).start()
-            slurm = run_sweep(scratch / "slurm", SLURM)
+            with ThreadPoolExecutor() as pool:
+                sweeps = [
+                    pool.submit(run_sweep, scratch / name, way) for name, way in (("local", LOCAL), ("slurm", SLURM))
+                ]
+                local, slurm = (sweep.result() for sweep in sweeps)
         finally:
             subprocess.run([*script, "stop", str(scratch / "cluster")], check=True)
         jobs = submissions(scratch / "slurm")

@@ -20,7 +20,7 @@ from typing import Any
 from lighttoken.artifact.files import is_running
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import when_gone
-from lighttoken.run.sweep import END_SECONDS, end_processes, run_process
+from lighttoken.run.sweep import end_processes, run_process
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,12 @@ OVER |= {"TIMEOUT", "GONE"}  # GONE: SLURM forgets jobs some minutes after their
 class QueuedJob:
     """The command of a job, as submitit pickles it and calls it on a node: once, and again whenever it is requeued."""
 
-    def __init__(self, command: list[str], folder: str, sweep: int | None = None) -> None:
-        """`sweep`: a process of this machine. The job ends when it is no more."""
-        self.command, self.folder, self.sweep = command, folder, sweep
+    def __init__(self, command: list[str], folder: str, sweep: int | None = None, patience: float = 25.0) -> None:
+        """`sweep`: a process of this machine. The job ends when it is no more.
+
+        `patience`: the seconds that the run has to end by a signal, before it is killed. SLURM kills after 30.
+        """
+        self.command, self.folder, self.sweep, self.patience = command, folder, sweep, patience
 
     def __call__(self) -> tuple[int, str | None]:
         """Run the command in this process of a job; returns its exit code, and the reason if it is not requeued.
@@ -53,7 +56,7 @@ class QueuedJob:
         def end(number: int, frame: Any) -> None:
             received.append(number)
             end_processes()
-            killer = threading.Timer(END_SECONDS, end_processes, [signal.SIGKILL])  # the checkpoint is there already
+            killer = threading.Timer(self.patience, end_processes, [signal.SIGKILL])  # checkpoints are written whole
             killer.daemon = True
             killer.start()
 
@@ -69,7 +72,7 @@ class QueuedJob:
                     return code, f"{error} Raise hydra.launcher.timeout_min or slurm_max_num_timeout"
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.pause()  # the first process of the job requeues it, and SLURM ends this one
-        if rank or code in ENDED:
+        if rank or received or code in ENDED:
             raise SystemExit(1)
         return code, None
 

@@ -43,10 +43,10 @@ def wait_for(there: Callable[[], Any]) -> None:
 class Node:
     """Starts a job as a node does, in a process of submitit. The job waits, at its first start, for a signal."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, script: str = RESUMING) -> None:
         self.paths, self.process = submitit.core.utils.JobPaths("log/%j", "1"), None
-        command = [sys.executable, "-c", RESUMING, "starts", str(code)]
-        submission = submitit.helpers.DelayedSubmission(QueuedJob(command, "job"))
+        command = [sys.executable, "-c", script, "starts", str(code)]
+        submission = submitit.helpers.DelayedSubmission(QueuedJob(command, "job", patience=5.0))
         submission.set_timeout(5, 1)  # minutes, and how often it may go on
         self.paths.folder.mkdir(parents=True)
         submission.dump(self.paths.submitted_pickle)
@@ -73,13 +73,13 @@ class Node:
 
 @pytest.fixture
 def node(request) -> Iterator[Node]:
-    node = Node(request.param)
+    node = Node(*request.param)
     yield node
     node.process.kill()
     node.process.wait()
 
 
-@pytest.mark.parametrize("node", [3], indirect=True)
+@pytest.mark.parametrize("node", [(3,)], indirect=True)
 def test_a_job_that_its_queue_stops_is_requeued_and_starts_again(node):
     assert node.start_and_send(signal.SIGUSR2) == submitit.local.local.LOCAL_REQUEUE_RETURN_CODE
     assert not node.paths.result_pickle.exists()
@@ -89,7 +89,7 @@ def test_a_job_that_its_queue_stops_is_requeued_and_starts_again(node):
     assert Path("starts").read_text() == "start start "
 
 
-@pytest.mark.parametrize("node", [0], indirect=True)
+@pytest.mark.parametrize("node", [(0,)], indirect=True)
 def test_a_job_that_is_out_of_time_too_often_says_so(node):
     assert node.start_and_send(signal.SIGUSR2) == submitit.local.local.LOCAL_REQUEUE_RETURN_CODE
     assert node.start_and_send(signal.SIGUSR2) == 0
@@ -99,7 +99,7 @@ def test_a_job_that_is_out_of_time_too_often_says_so(node):
     )
 
 
-@pytest.mark.parametrize("node", [0], indirect=True)
+@pytest.mark.parametrize("node", [(0,), (0, RESUMING.replace("sys.exit(128 + number)", "None"))], indirect=True)
 def test_a_job_that_its_queue_ends_has_no_result(node):
     assert node.start_and_send(signal.SIGTERM) == 1
     assert not node.paths.result_pickle.exists()
