@@ -14,7 +14,8 @@ from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart, Panel
 from lighttoken.dashboard.style import INK
 
-MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "star-open": "*"}
+MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
+MARKERS |= {"pentagon": "p", "x": "X", "star-open": "*"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 PANEL_INCHES = (4.6, 3.4)
 TITLE_WIDTH = 56  # characters that fit above a panel

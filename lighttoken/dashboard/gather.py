@@ -5,7 +5,7 @@ import json
 import math
 import os
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 from zlib import crc32
 
+from lighttoken.dashboard.style import style
 from lighttoken.run.reading import LARGEST, MAX_NAME, RECORD_FILE, leave_out, path_text, plain_text, read_records
 from lighttoken.run.records import is_reference, recipe
 from lighttoken.run.scores import lower_is_better, retention, task_score
@@ -32,15 +33,17 @@ Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
 class Run:
     """A record with its curves.
 
-    `variant` has the settings that differ among runs of the same codec, such as `coefficient_precision=int8`. `recipe`
-    has those that differ in the rest of the config among runs of the same task and model. Both may be empty. Scores of
-    runs of one `group` are compared with each other.
+    `variant` has the settings that differ among runs of the same codec, such as `coefficient_precision=int8`;
+    `table_variant` those of them that the artifact depends on. `recipe` has those that differ in the rest of the config
+    among runs of the same task and model. All may be empty. Scores of runs of one `group` are compared with each other.
     """
 
     record: dict[str, Any]
     name: str  # its folder, relative to the one that all folders of the report share
     curves: Curves
     variant: str = ""
+    table_variant: str = ""
+    numbers: tuple[int, int] = (0, 0)  # of the variant and of the table's variant among those of the codec
     recipe: str = ""
     retention: float | None = None
 
@@ -55,6 +58,20 @@ class Run:
     @property
     def label(self) -> str:
         return f"{self.codec} ({self.variant})" if self.variant else self.codec
+
+    @property
+    def table_label(self) -> str:
+        """The name of its artifact: runs that differ in healing or fine-tuning alone share it."""
+        return f"{self.codec} ({self.table_variant})" if self.table_variant else self.codec
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Colour, marker, dash and width, see `style`."""
+        return style(self.codec, self.numbers[0])
+
+    @property
+    def table_look(self) -> dict[str, Any]:
+        return style(self.codec, self.numbers[1])
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -152,6 +169,13 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
             leave_out(directory / RECORD_FILE, error, left_out)
     for run, text in _differences(runs, lambda run: (run.codec, run.trains), _codec_settings):
         run.variant = text
+    for run, text in _differences(runs, lambda run: run.codec, _table_settings):
+        run.table_variant = text
+    for group in grouped(runs, lambda run: run.codec).values():
+        labels = _most_common(run.label for run in group)
+        table_labels = _most_common(run.table_label for run in group)
+        for run in group:
+            run.numbers = labels.index(run.label), table_labels.index(run.table_label)
     for run, text in _differences(runs, lambda run: (run.record["task"], run.record["model"]), _recipe_settings):
         run.recipe = text
     for point in points(runs):
@@ -184,13 +208,16 @@ def points(runs: Iterable[Run]) -> list[Point]:
 
 
 def artifacts(runs: Iterable[Run]) -> list[Run]:
-    """One run for every measured artifact, that is one with a `nmse` and a ratio."""
-    first: dict[str, Run] = {}
-    for run in runs:
+    """One run for every measured artifact, that is one with a `nmse` and a ratio: the latest of the same settings.
+
+    Runs with other healing or fine-tuning share an artifact, and so do copies of it in several folders.
+    """
+    latest: dict[tuple, Run] = {}
+    for run in sorted(runs, key=lambda run: str(run.record["started"])):
         numbers = run.record["compression"].get("nmse"), run.record["ratio"]
         if all(isinstance(number, (int, float)) and number > 0 for number in numbers):
-            first.setdefault(str(run.record["artifact"] or run.name), run)
-    return list(first.values())
+            latest[run.model, run.table_label, run.ratio, run.record["seed"]] = run
+    return list(latest.values())
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
@@ -217,6 +244,10 @@ def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     healed = heal.get("texts") and record["codec"] != "none"
     settings |= {"heal": heal["texts"], OF_HEALED: heal | {"texts": None}} if healed else {"heal": "none"}
     return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
+
+
+def _table_settings(record: dict[str, Any]) -> dict[str, Any]:
+    return {"codec": record["config"]["codec"], "tie": record.get("tie")}
 
 
 def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +280,11 @@ def _differences(
             ]
             parts = [f"{name}={config.get(path, 'null')}" for path, name in named]
             yield run, _shortened(", ".join(parts).replace('"', ""))
+
+
+def _most_common(texts: Iterable[str]) -> list[str]:
+    """The texts by falling frequency, then by alphabet."""
+    return [text for text, _ in sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _shortened(text: str) -> str:

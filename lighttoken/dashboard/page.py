@@ -20,7 +20,7 @@ from plotly.utils import PlotlyJSONEncoder
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
 from lighttoken.dashboard.gather import Point, Run, dotted, points
-from lighttoken.dashboard.style import CURVE_COLOURS, legend_position, style
+from lighttoken.dashboard.style import CURVE_COLOURS, legend_position
 from lighttoken.run.reading import path_text, plain_text
 
 PAGE_FILE = "index.html"
@@ -85,7 +85,7 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
     return {name: record.get(name) for name in RECORD_FIELDS} | {
         "id": run.name,
         "label": run.label,
-        "colour": style(run.codec)["colour"],
+        "look": run.look,
         "folder": path_text(directory),
         "link": quote(os.fsencode(os.path.relpath(directory, folder.resolve()))) + "/" if has_link else None,
         "score": run.score,
@@ -107,7 +107,7 @@ def point_data(point: Point) -> dict[str, Any]:
         "task": ", ".join(part for part in (task, recipe) if part),
         "model": model,
         "label": point.run.label,
-        "colour": style(point.run.codec)["colour"],
+        "look": point.run.look,
         "ratio": point.ratio,
         "n": len(point.scores),
         "score": point.mean,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lighttoken.dashboard.charts import make_charts, score_chart
+from lighttoken.dashboard.charts import BOUND, PAPER, make_charts, score_chart
 from lighttoken.dashboard.gather import CURVE_POINTS, artifacts, gather, points
 from lighttoken.dashboard.style import INK, OTHERS, OURS, style
 
@@ -137,6 +137,27 @@ def test_an_artifact_that_many_tasks_share_counts_once(run_folder, tmp_path):
     assert len(artifacts(gather([tmp_path / "outputs"]))) == 2
 
 
+def test_variants_of_a_codec_share_a_colour_alone_and_an_artifact_is_drawn_once(run_folder):
+    heal = {"texts": "corpus", "steps": 900}
+    for ratio in (25.0, 103.0):
+        run_folder("mrpc", "lighttoken", ratio, artifact=f"artifacts/{ratio}")
+    run_folder("mrpc", "lighttoken", 103.0, config={"heal": heal}, artifact="artifacts/103.0")
+    run_folder("mrpc", "lighttoken", 103.0, config={"backbone_precision": "int8"}, artifact="copy/of/artifacts/103.0")
+    score, distortion, *_ = make_charts(gather([Path("outputs")]))
+    lines = [line for line in score.panels[0].series if line.label != PAPER]
+    assert [line.label for line in lines] == [
+        "lighttoken (backbone_precision=float32, heal=corpus)",
+        "lighttoken (backbone_precision=float32, heal=none)",
+        "lighttoken (backbone_precision=int8, heal=none)",
+    ]
+    assert len({line.colour for line in lines}) == 1
+    assert len({line.marker for line in lines}) == len({line.dash for line in lines}) == 3
+    assert lines[1].width > 2  # the one of the most runs
+    tables = [line for line in distortion.panels[0].series if line.label != BOUND]
+    assert [(line.label, len(line.x)) for line in tables] == [("lighttoken", 2)]
+    assert all(note.startswith("n = 1") for note in tables[0].notes)
+
+
 def test_stages_follow_each_other(run_folder, tmp_path):
     run_folder("mrpc", "lighttoken_paper")
     chart = make_charts(gather([tmp_path / "outputs"]))[-1]
@@ -147,7 +168,8 @@ def test_stages_follow_each_other(run_folder, tmp_path):
 
 
 def test_every_codec_has_a_look_of_its_own():
-    looks = [tuple(sorted(style(codec).items(), key=str)) for codec in (*OURS, *OTHERS, "none")]
+    codecs = [(codec, variant) for codec in (*OURS, *OTHERS) for variant in range(6)]
+    looks = [tuple(style(*codec)[part] for part in ("colour", "marker", "dash")) for codec in [*codecs, ("none", 0)]]
     assert len(set(looks)) == len(looks)
     assert style("unheard_of") == style("unheard_of")
 
