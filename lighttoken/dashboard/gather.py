@@ -100,6 +100,12 @@ class Run:
         return score if math.isfinite(score) else None
 
     @property
+    def constant(self) -> float | None:
+        """The score of one answer for all rows; None for a record without it."""
+        score = task_score(self.record["constant"])
+        return score if math.isfinite(score) else None
+
+    @property
     def lower_is_better(self) -> bool:
         """Whether, of two scores of this task, the lower one is better."""
         return lower_is_better(self.record["metrics"])
@@ -205,6 +211,11 @@ def points(runs: Iterable[Run]) -> list[Point]:
             filter(None, shared), key=lambda scores: (len(scores), sign * fmean(scores.values())), default={}
         )
     return result
+
+
+def constant_score(group: Iterable[Point]) -> float | None:
+    """The score of one answer for all rows, of the points of one task; None if no record has it."""
+    return next((point.run.constant for point in group if point.run.constant is not None), None)
 
 
 def artifacts(runs: Iterable[Run]) -> list[Run]:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.gather import Point, Run, grouped, points
 
+T = TypeVar("T")
 OURS = "lighttoken"
 NOT_AVERAGED = "squad"  # its scores are percentages, those of other tasks fractions
 SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse")
@@ -55,10 +56,10 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     return [folder / name for name in ("runs.csv", "scores.csv", "scores.md", "scores.tex")]
 
 
-def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], str]) -> tuple[list[float], dict[str, list[str]]]:
-    """The ratios of the configs, rising, and for every codec a cell per ratio, empty where it has no point.
+def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], T]) -> tuple[list[float], dict[str, dict[float, T]]]:
+    """The ratios of the configs, rising, and for every codec its cells by ratio.
 
-    `cell` makes the text of a point; it is told whether the score is the best of two or more at that ratio. Of several
+    `cell` makes the cell of a point; it is told whether the score is the best of two or more at that ratio. Of several
     uncompressed points the best counts.
     """
     table: dict[str, dict[float, Point]] = {}
@@ -70,8 +71,7 @@ def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], str]) -> tupl
     rivals = {ratio: [row[ratio] for row in table.values() if ratio in row] for ratio in ratios}
     best = {id(best_of(points)) for points in rivals.values() if len(points) > 1}
     cells = {
-        label: [cell(row[ratio], id(row[ratio]) in best) if ratio in row else "" for ratio in ratios]
-        for label, row in table.items()
+        label: {ratio: cell(point, id(point) in best) for ratio, point in row.items()} for label, row in table.items()
     }
     return ratios, cells
 
@@ -92,7 +92,8 @@ def latex(group: Sequence[Point]) -> str:
     lines = [r"\begin{table}", r"\centering", f"\\caption{{{task}, {model}{', ' if recipe else ''}{recipe}}}"]
     lines += [f"\\begin{{tabular}}{{l{'r' * len(ratios)}}}", r"\toprule"]
     lines += [" & ".join(["codec", *(f"{ratio:g}x" for ratio in ratios)]) + r" \\", r"\midrule"]
-    lines += [" & ".join([_no_commands(label), *cells]) + r" \\" for label, cells in table.items()]
+    rows = {label: [cells.get(ratio, "") for ratio in ratios] for label, cells in table.items()}
+    lines += [" & ".join([_no_commands(label), *cells]) + r" \\" for label, cells in rows.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 

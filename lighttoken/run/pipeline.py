@@ -296,6 +296,7 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     check_finite(scores, config)
     prefixes = tuple(f"{name}/" for name in data.eval_names)
     record.metrics = {name: float(scores[name]) for name in scores if name.startswith(prefixes)}
+    record.constant = data.constant_scores()
     if config.save_model:
         write_card(run, record.directory / MODEL_FOLDER)
 

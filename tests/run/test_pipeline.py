@@ -73,6 +73,7 @@ def test_a_run_leaves_exactly_these_files(train, architecture):
     assert record["artifact_bytes"] == sum(path.stat().st_size for path in artifact.iterdir())
     assert record["ratio"] == 200 * 32 * 4 / record["artifact_bytes"] >= 2.5
     assert record["metrics"].keys() == {"val/accuracy", "val/loss"}
+    assert record["constant"] == {"val/accuracy": 0.5}
     assert record["seconds"].keys() == {"load", "compress", "measure", "finetune", "evaluate"}
     assert (record["table"]["rows"], record["table"]["dim"]) == (200, 32)
     assert len(record["compression"]["nmse_by_frequency_tenth"]) == 10
