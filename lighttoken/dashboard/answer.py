@@ -38,9 +38,7 @@ def pivot(group: Sequence[Point]) -> Table:
     best score of a column is bold. Below stands the score of a constant answer, if the records have it.
     """
     ratios, rows = by_ratio(group, _cell)
-    task, model, recipe = group[0].run.group
-    title = ", ".join(filter(None, [f"{task} with {model}: score, retention", recipe]))
-    table = Table("codec", title=escape(title), title_justify="left")
+    table = Table("codec", title=escape(f"{group[0].run.title}: score, retention"), title_justify="left")
     for ratio in ratios:
         table.add_column(f"{ratio:g}x", justify="right")
     for label, cells in rows.items():

@@ -111,8 +111,7 @@ def _score_panel(group: list[Point]) -> Panel:
     y_label = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
     y_label += " (lower is better)" if group[0].run.lower_is_better else ""
     ticks = sorted({round(run.ratio, 1) for point in compressed for run in point.runs if run.ratio}) or [25.0, 103.0]
-    title = ", ".join(part for part in (*group[0].run.group, n) if part)
-    return Panel(title, "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks)
+    return Panel(f"{group[0].run.title}, {n}", "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks)
 
 
 def distortion_chart(measured: Sequence[Run]) -> Chart:

@@ -1,32 +1,30 @@
 """Records as the dashboard shows them: runs with their curves, and points, the runs of one setting over seeds."""
 
-import csv
 import json
 import math
 import os
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 from zlib import crc32
 
+from lighttoken.dashboard.curves import Curves, read_curves
 from lighttoken.dashboard.style import style
-from lighttoken.run.reading import LARGEST, MAX_NAME, RECORD_FILE, leave_out, path_text, plain_text, read_records
+from lighttoken.run.reading import MAX_NAME, RECORD_FILE, leave_out, path_text, read_records
 from lighttoken.run.records import is_reference, recipe
 from lighttoken.run.scores import lower_is_better, retention, task_score
 
 T = TypeVar("T")
 K = TypeVar("K")
-CURVES_FILE = "metrics.csv"
 OF_HEALED = "healed"  # settings that only runs with a healed backbone have
-MAX_CURVE_BYTES = 200_000_000  # of a metrics.csv
-MAX_CURVES = 300  # of a run
-CURVE_POINTS = 60  # of a curve at most, so that hundreds of runs fit into a page
-Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
+# Settings that cut a run short of its recipe: named even where all runs share them; and values that cut nothing.
+CUTS: tuple[str, ...] = ("limit_rows", "task.train_rows", "task.max_tokens", "trainer.max_steps", "trainer.max_time")
+CUTS += ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run")
+UNCUT = ("null", "-1", "0", "0.0", "1.0", "false")
 
 
 @dataclass
@@ -35,7 +33,8 @@ class Run:
 
     `variant` has the settings that differ among runs of the same codec, such as `coefficient_precision=int8`;
     `table_variant` those of them that the artifact depends on. `recipe` has those that differ in the rest of the config
-    among runs of the same task and model. All may be empty. Scores of runs of one `group` are compared with each other.
+    among runs of the same task and model, and those that cut the run short. All may be empty. Scores of runs of one
+    `group` are compared with each other.
     """
 
     record: dict[str, Any]
@@ -76,6 +75,19 @@ class Run:
     @property
     def group(self) -> tuple[str, str, str]:
         return str(self.record["task"]), self.model, self.recipe
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs of its training at most; None for a task without training."""
+        epochs = dotted(self.record["config"]).get("trainer.max_epochs")
+        return epochs if self.trains and isinstance(epochs, int) and epochs > 0 else None
+
+    @property
+    def title(self) -> str:
+        """The heading of its group: task, model, epochs, recipe."""
+        named = self.epochs is None or "max_epochs=" in self.recipe
+        epochs = "" if named else f"{self.epochs} epoch{'s' if self.epochs != 1 else ''}"
+        return ", ".join(filter(None, [*self.group[:2], epochs, self.recipe]))
 
     @property
     def trains(self) -> bool:
@@ -170,7 +182,7 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
     runs = []
     for directory, record in {Path(record["directory"]).resolve(): record for record in records}.items():
         try:
-            runs.append(Run(record, path_text(os.path.relpath(directory, common)), _read_curves(directory)))
+            runs.append(Run(record, path_text(os.path.relpath(directory, common)), read_curves(directory)))
         except Exception as error:  # whatever is wrong with one run, the others are shown
             leave_out(directory / RECORD_FILE, error, left_out)
     for run, text in _differences(runs, lambda run: (run.codec, run.trains), _codec_settings):
@@ -265,6 +277,8 @@ def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
     settings = recipe(record["config"])
     settings.pop("seed", None)
     settings["finetune"] |= {"trainable": None}
+    if "limit_rows" in settings and isinstance(settings.get("task"), dict):
+        settings["task"].pop("limit_rows", None)  # it follows the other one
     # The same seed draws other numbers on another kind of device, so runs on both are no pairs.
     return settings | {"accelerator": record["hardware"].get("accelerator")}
 
@@ -272,14 +286,18 @@ def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
 def _differences(
     runs: list[Run], key: Callable[[Run], Any], settings: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Iterable[tuple[Run, str]]:
-    """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`."""
+    """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`.
+
+    Settings that cut a run short are among them, whether the runs differ or not.
+    """
     for group in grouped(runs, key).values():
         configs = [{path: _text(path, value) for path, value in dotted(settings(run.record)).items()} for run in group]
         # A name is shortened to its last part, unless two names end the same.
         paths = []
         for path in sorted({path for config in configs for path in config}):
             others = {None} if path.startswith(OF_HEALED) else set()  # of a run that has not this setting
-            if len({config.get(path) for config in configs} - others) > 1:
+            values = {config.get(path) for config in configs} - others
+            if len(values) > 1 or (path in CUTS and not values <= {*UNCUT}):
                 paths.append(path)
         short = [path.rpartition(".")[2] for path in paths]
         names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
@@ -306,45 +324,3 @@ def _shortened(text: str) -> str:
 def _text(path: str, value: Any) -> str:
     """A setting as text; of a class its name alone, which stays the same when the class moves to another module."""
     return json.dumps(str(value).rpartition(".")[2] if path.endswith("_target_") else value, sort_keys=True)
-
-
-def _read_curves(directory: Path) -> Curves:
-    path = directory / CURVES_FILE
-    try:
-        info = path.stat()
-        # A pipe would keep its reader waiting.
-        is_readable = stat.S_ISREG(info.st_mode) and info.st_size <= MAX_CURVE_BYTES
-        return _parse_curves(path, info.st_mtime_ns) if is_readable else {}
-    except (OSError, csv.Error, UnicodeDecodeError):
-        return {}
-
-
-@lru_cache(maxsize=10_000)
-def _parse_curves(path: Path, changed: int) -> Curves:
-    """The thinned curves of a CSV file. `changed` is its time of change: a changed file is not taken from the cache."""
-    curves: Curves = defaultdict(list)
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.pop("step", None))
-            for name, cell in row.items():
-                value = _number(cell)
-                is_curve = name and name != "epoch" and not name.startswith("table/")
-                if is_curve and step is not None and value is not None:
-                    curves[name].append((step, value))
-    names = sorted(curves)[:MAX_CURVES]
-    return {plain_text(" ".join(name.split()), MAX_NAME): _thin(curves[name]) for name in names}
-
-
-def _number(cell: Any) -> float | None:
-    try:
-        value = float(cell)
-    except (TypeError, ValueError):
-        return None
-    return value if abs(value) <= LARGEST else None  # nor infinity, nor NaN
-
-
-def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points at even distances with both ends, values to four digits."""
-    if len(curve) > CURVE_POINTS:
-        curve = [curve[round(i * (len(curve) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
-    return [(step, float(f"{value:.4g}")) for step, value in curve]

@@ -97,6 +97,7 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
     return {name: record.get(name) for name in RECORD_FIELDS} | {
         "id": run.name,
         "label": run.label,
+        "recipe": run.recipe,
         "look": run.look,
         "folder": path_text(directory),
         "link": quote(os.fsencode(os.path.relpath(directory, folder.resolve()))) + "/" if has_link else None,
@@ -146,7 +147,7 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
     constant = constant_score(group)
     score = whole[0]["score"] if whole else None
     return {
-        "title": ", ".join(filter(None, group[0].run.group)),
+        "title": group[0].run.title,
         "ratios": ratios,
         "rows": rows,
         "scale": 1.03 * max([1.0, *kept]),

@@ -17,7 +17,17 @@ OURS = "lighttoken"
 NOT_AVERAGED = "squad"  # its scores are percentages, those of other tasks fractions
 SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse")
 COLUMNS = (*SETTING_COLUMNS, "n", "mean", "std", "retention", "standard_error")
-RUN_COLUMNS = (*SETTING_COLUMNS, "seed", "score", "retention", "accelerator", "seconds", "git_commit", "folder")
+RUN_COLUMNS = (
+    *SETTING_COLUMNS,
+    "epochs",
+    "seed",
+    "score",
+    "retention",
+    "accelerator",
+    "seconds",
+    "git_commit",
+    "folder",
+)
 LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 DIGITS = {"asked": "g", "ratio": ".2f", "bytes": ".0f", "n": "d"}  # the others: .4f
 Row = dict[str, Any]
@@ -47,9 +57,9 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
         write_atomically(folder / name, text.getvalue().encode())
     lines = []
     for group in grouped(settings, lambda point: point.run.group).values():
-        lines += [*_section([_score_row(point) for point in group]), *comparison(group), ""]
-    for rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).values():
-        lines += _section(rows)
+        lines += [*_section(group[0].run.title, [_score_row(point) for point in group]), *comparison(group), ""]
+    for names, rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).items():
+        lines += _section(", ".join(filter(None, names)), rows)
     write_atomically(folder / "scores.md", "\n".join(lines).encode())
     groups = grouped(settings, lambda point: point.run.group).values()
     write_atomically(folder / "scores.tex", "\n\n".join(map(latex, groups)).encode() + b"\n")
@@ -88,8 +98,7 @@ def latex(group: Sequence[Point]) -> str:
     The best score of a ratio is bold.
     """
     ratios, table = by_ratio(group, _latex_cell)
-    task, model, recipe = map(_no_commands, group[0].run.group)
-    lines = [r"\begin{table}", r"\centering", f"\\caption{{{task}, {model}{', ' if recipe else ''}{recipe}}}"]
+    lines = [r"\begin{table}", r"\centering", f"\\caption{{{_no_commands(group[0].run.title)}}}"]
     lines += [f"\\begin{{tabular}}{{l{'r' * len(ratios)}}}", r"\toprule"]
     lines += [" & ".join(["codec", *(f"{ratio:g}x" for ratio in ratios)]) + r" \\", r"\midrule"]
     rows = {label: [cells.get(ratio, "") for ratio in ratios] for label, cells in table.items()}
@@ -156,6 +165,7 @@ def _score_row(point: Point) -> Row:
 
 def _run_row(run: Run) -> Row:
     row = {name: run.record[name] for name in ("seed", "git_commit")} | {"score": run.score, "folder": run.name}
+    row |= {"epochs": run.epochs}
     row |= {"accelerator": run.record["hardware"].get("accelerator"), "retention": run.retention}
     row |= {"seconds": round(sum(run.record["seconds"].values()))}
     metrics = {name.removeprefix("val/"): value for name, value in run.record["metrics"].items()}
@@ -167,13 +177,12 @@ def _setting(run: Run) -> Row:
     return dict(zip(SETTING_COLUMNS, (*run.group, run.label, float(run.ratio or 1.0), *sizes), strict=True))
 
 
-def _section(rows: Sequence[Row]) -> list[str]:
+def _section(title: str, rows: Sequence[Row]) -> list[str]:
     """A titled Markdown table of rows of one task, model and recipe."""
-    task, model, recipe = (rows[0][name] for name in COLUMNS[:3])
     columns = COLUMNS[3:]
     lines = [list(columns), ["---"] * len(columns), *([_cell(name, row[name]) for name in columns] for row in rows)]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
-    return [_no_markup(f"## {task}, {model}" + (f" ({recipe})" if recipe else "")), "", *table, ""]
+    return [_no_markup(f"## {title}"), "", *table, ""]
 
 
 def _cell(name: str, value: Any) -> str:

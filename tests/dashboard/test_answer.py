@@ -53,7 +53,7 @@ def test_the_page_opens_with_the_same_table(run_folder):
     run_folder("mrpc", "svd", 25.0, **scored(0.6), **constant)
     run_folder("cola", "none", **scored(0.6))  # nothing to compare
     (answer,) = read_data(page_of(Path("outputs")))["answers"]
-    assert (answer["title"], answer["ratios"]) == ("mrpc, minilm_l6", [25.0])
+    assert (answer["title"], answer["ratios"]) == ("mrpc, minilm_l6, 3 epochs", [25.0])
     assert answer["uncompressed"]["score"] == pytest.approx(0.81)
     assert (answer["constant"], answer["constant_retention"]) == (0.6, pytest.approx(0.6 / 0.81))
     cells = {row["label"]: row["cells"][0] for row in answer["rows"]}
@@ -84,7 +84,7 @@ def test_a_sweep_prints_it_with_the_jobs_that_it_skipped(run_folder, capsys, tmp
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}, "output_dir": "outputs"})
     Answer().on_multirun_end(config)
     out = capsys.readouterr().out
-    assert "mrpc with minilm_l6: score, retention" in out
+    assert "mrpc, minilm_l6, 3 epochs: score, retention" in out
     assert "0.8000 1.000" in out
     assert "python -m lighttoken.report outputs" in out
 

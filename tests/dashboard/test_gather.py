@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from lighttoken.dashboard.charts import BOUND, PAPER, make_charts, score_chart
-from lighttoken.dashboard.gather import CURVE_POINTS, artifacts, gather, points
+from lighttoken.dashboard.curves import CURVE_POINTS
+from lighttoken.dashboard.gather import artifacts, gather, points
+from lighttoken.dashboard.report import write_report
 from lighttoken.dashboard.style import INK, OTHERS, OURS, style
+from tests.dashboard.conftest import read_data
 
 
 def scored(score: float) -> dict:
@@ -80,6 +83,22 @@ def test_recipes_are_not_mixed(run_folder, tmp_path):
     assert {run.recipe for run in runs} == {"max_epochs=3", "max_epochs=1"}
     assert sorted(point.mean for point in points(runs)) == [0.5, 0.7]
     assert len(score_chart(points(runs)).panels) == 2
+
+
+def test_what_cuts_a_run_short_stands_in_every_heading(run_folder):
+    cuts = {"limit_rows": 2000, "trainer": {"max_epochs": 1, "max_steps": -1, "limit_train_batches": 1}}
+    for codec in ("none", "svd"):
+        run_folder("mrpc", codec, config=cuts | {"task": {"name": "mrpc", "limit_rows": 2000, "train_rows": None}})
+        run_folder("cola", codec, config={"limit_rows": None, "trainer": {"max_epochs": 3, "max_steps": -1}})
+    runs = gather([Path("outputs")])
+    titles = {run.record["task"]: run.title for run in runs}
+    assert titles["cola"] == "cola, minilm_l6, 3 epochs"
+    assert titles["mrpc"] == "mrpc, minilm_l6, 1 epoch, limit_rows=2000, limit_train_batches=1"
+    write_report(runs, Path("report"), None, None)
+    svg, markdown, latex = (Path("report", name).read_text() for name in ("score.svg", "scores.md", "scores.tex"))
+    assert all("1 epoch, limit_rows=2000" in text for text in (svg.replace("\n", " "), markdown))
+    assert r"1 epoch, limit\_rows=2000" in latex
+    assert {answer["title"] for answer in read_data(Path("report/index.html"))["answers"]} == {*titles.values()}
 
 
 def test_a_class_that_moves_to_another_module_is_the_same_setting(run_folder, tmp_path):

@@ -86,7 +86,8 @@ function folderCell(run) {
 
 const RUN_COLUMNS = [
   { name: "run", value: (run) => `${run.task} ${run.label} ${run.ratio_asked ?? 0}`,
-    cell: (run) => make("a", { href: runUrl(run) }, withLook(run, `${run.task}, ${run.label}`)) },
+    cell: (run) => make("span", {}, make("a", { href: runUrl(run) }, withLook(run, `${run.task}, ${run.label}`)),
+      make("div", { className: "soft", textContent: run.recipe })) },
   { name: "target ratio", value: (run) => run.ratio_asked, text: ratioText, number: true },
   { name: "score", value: (run) => run.score, text: fixed(4), number: true, falling: true },
   { name: "retention", value: (run) => run.retention, text: fixed(3), number: true, falling: true },
@@ -103,7 +104,7 @@ const RUN_COLUMNS = [
 ];
 
 function addRuns(runs) {
-  const words = (run) => [run.task, run.label, run.codec, run.model, run.status, run.id, run.error,
+  const words = (run) => [run.task, run.label, run.recipe, run.codec, run.model, run.status, run.id, run.error,
     `seed${run.seed}`, `${run.ratio_asked}x`].join(" ").toLowerCase();
   const texts = new Map(runs.map((run) => [run, words(run)]));
   const selects = { status: $("#filter-status"), task: $("#filter-task"), codec: $("#filter-codec") };
