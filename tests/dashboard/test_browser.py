@@ -204,6 +204,19 @@ def test_the_charts_are_drawn_and_fit_the_width(page):
     expect(traces).to_have_count(before - 1)
 
 
+def test_the_page_prints_whole(page):
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    panels = page.locator("main .panel")
+    assert panels.count() == page.locator("main .panel:has(.main-svg[viewBox] .trace)").count() > 5
+    outside = "(page) => page.scrollHeight > page.clientHeight + 1"
+    assert page.evaluate(f"[...document.querySelectorAll('.scroll, main .panel')].filter({outside}).length") == 0
+    assert page.locator("#table tbody tr").count() == 23
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.emulate_media(media="screen")
+    assert page.locator(".main-svg[viewBox]").count() == 0
+
+
 def test_the_theme_follows_the_system_until_the_reader_chooses(page):
     def paper() -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

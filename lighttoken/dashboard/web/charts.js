@@ -61,6 +61,23 @@ const onSight = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px" });
 
+// On paper all charts are drawn, and their pictures are scaled to the width of the page.
+function drawForPrint(starts) {
+  printing = starts;
+  for (const element of document.querySelectorAll("main .panel")) {
+    onSight.unobserve(element);
+    charts.set(element, () => plot(element, element.panel));
+    charts.get(element)();
+    for (const picture of element.querySelectorAll(".main-svg")) {
+      const size = `0 0 ${picture.getAttribute("width")} ${picture.getAttribute("height")}`;
+      if (starts) picture.setAttribute("viewBox", size);
+      else picture.removeAttribute("viewBox");
+    }
+  }
+}
+addEventListener("beforeprint", () => drawForPrint(true));
+addEventListener("afterprint", () => drawForPrint(false));
+
 function addPanel(parent, panel) {
   const element = make("div", { className: "panel", panel, role: "img" });
   const labels = panel.series.map((series) => series.label).join(", ");
