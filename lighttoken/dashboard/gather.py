@@ -5,7 +5,7 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -128,7 +128,7 @@ class Point:
     """The finished runs of one task, model, recipe, codec, variant and ratio: the latest of every seed."""
 
     runs: list[Run]
-    references: dict[int, float] = field(default_factory=dict)  # seed -> score of the uncompressed run
+    reference: "Point | None" = None  # the uncompressed one
 
     @property
     def run(self) -> Run:
@@ -143,6 +143,12 @@ class Point:
     @property
     def by_seed(self) -> dict[int, float]:
         return {run.record["seed"]: run.score for run in self.runs if run.score is not None}
+
+    @property
+    def references(self) -> dict[int, float]:
+        """The scores of the uncompressed runs of the same seeds."""
+        scores = self.reference.by_seed if self.reference else {}
+        return {seed: score for seed, score in scores.items() if seed in self.by_seed}
 
     @property
     def scores(self) -> list[float]:
@@ -214,15 +220,19 @@ def points(runs: Iterable[Run]) -> list[Point]:
     references = grouped((point for point in result if point.run.is_reference), lambda point: point.run.group)
     for point in result:
         # Of the embedding frozen and trained, the one that shares more seeds, then the one that scores better on them.
-        shared = [
-            {seed: score for seed, score in reference.by_seed.items() if seed in point.by_seed}
-            for reference in references.get(point.run.group, [])
-        ]
-        sign = -1 if point.run.lower_is_better else 1
-        point.references = max(
-            filter(None, shared), key=lambda scores: (len(scores), sign * fmean(scores.values())), default={}
-        )
+        rivals = []
+        for reference in references.get(point.run.group, []):
+            if scores := Point(point.runs, reference).references:
+                sign = -1 if point.run.lower_is_better else 1
+                rivals.append((len(scores), sign * fmean(scores.values()), reference))
+        point.reference = max(rivals, key=lambda rival: rival[:2], default=(0, 0.0, None))[2]
     return result
+
+
+def best_of(points: Sequence[Point]) -> Point:
+    """The point of the best mean score."""
+    sign = -1 if points[0].run.lower_is_better else 1
+    return max(points, key=lambda point: sign * point.mean)
 
 
 def constant_score(group: Iterable[Point]) -> float | None:

@@ -21,6 +21,7 @@ from plotly.utils import PlotlyJSONEncoder
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
 from lighttoken.dashboard.gather import Point, Run, constant_score, dotted, grouped, points
+from lighttoken.dashboard.significance import comparisons
 from lighttoken.dashboard.style import CURVE_COLOURS, legend_position
 from lighttoken.dashboard.tables import by_ratio
 from lighttoken.run.reading import path_text, plain_text
@@ -143,6 +144,10 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
         {"label": label, "look": looks[label], "cells": [row.get(ratio) for ratio in ratios]}
         for label, row in table.items()
     ]
+    gaps = comparisons(group)
+    for point, other, gap in gaps:
+        if other is point.reference:
+            table[point.run.label][point.run.ratio or 1.0]["difference"] = gap.text
     kept = [cell["retention"] or 0 for row in table.values() for cell in row.values()]
     constant = constant_score(group)
     score = whole[0]["score"] if whole else None
@@ -151,6 +156,11 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
         "ratios": ratios,
         "rows": rows,
         "scale": 1.03 * max([1.0, *kept]),
+        "leads": [
+            f"At {point.run.ratio:g}x: {point.run.label} minus {other.run.label} is {gap.text}."
+            for point, other, gap in gaps
+            if other is not point.reference
+        ],
         "uncompressed": whole[0] if whole else None,
         "constant": constant,
         "constant_retention": constant / score if score and constant is not None else None,

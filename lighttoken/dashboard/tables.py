@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from lighttoken.artifact.files import write_atomically
-from lighttoken.dashboard.gather import Point, Run, grouped, points
+from lighttoken.dashboard.gather import Point, Run, best_of, grouped, points
+from lighttoken.dashboard.significance import Difference, comparisons
 
 T = TypeVar("T")
 OURS = "lighttoken"
@@ -28,6 +29,7 @@ RUN_COLUMNS = (
     "git_commit",
     "folder",
 )
+GAP_COLUMNS = (*SETTING_COLUMNS[:3], "asked", "codec", "against", "seeds", "mean", "low", "high")
 LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 DIGITS = {"asked": "g", "ratio": ".2f", "bytes": ".0f", "n": "d"}  # the others: .4f
 Row = dict[str, Any]
@@ -37,7 +39,7 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     """Write runs.csv, scores.csv, scores.md and scores.tex; returns the files, none without a finished run.
 
     runs.csv has a column for every metric. scores.csv has a row per setting, and a row per mean over tasks, see
-    `task_means`.
+    `task_means`. Where runs have kept their answers, differences.csv has `significance.comparisons`.
     """
     settings = points(runs)
     if not settings:
@@ -45,25 +47,32 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     run_rows = [_run_row(run) for point in settings for run in sorted(point.runs, key=lambda run: run.record["seed"])]
     means = task_means(settings)
     metrics = sorted({name for row in run_rows for name in row} - {*RUN_COLUMNS})
-    tables = {
-        "runs.csv": ((*RUN_COLUMNS, *metrics), run_rows),
-        "scores.csv": (COLUMNS, [*map(_score_row, settings), *means]),
-    }
-    for name, (columns, rows) in tables.items():
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows({column: _no_formula(row.get(column)) for column in columns} for row in rows)
-        write_atomically(folder / name, text.getvalue().encode())
-    lines = []
+    written = [
+        _write_csv(folder / "runs.csv", (*RUN_COLUMNS, *metrics), run_rows),
+        _write_csv(folder / "scores.csv", COLUMNS, [*map(_score_row, settings), *means]),
+    ]
+    lines: list[str] = []
+    gap_rows: list[Row] = []
     for group in grouped(settings, lambda point: point.run.group).values():
-        lines += [*_section(group[0].run.title, [_score_row(point) for point in group]), *comparison(group), ""]
+        rows, gaps = [_score_row(point) for point in group], comparisons(group)
+        lines += [*_section(group[0].run.title, rows), *comparison(group), *map(_gap_line, gaps), ""]
+        gap_rows += map(_gap_row, gaps)
     for names, rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).items():
         lines += _section(", ".join(filter(None, names)), rows)
     write_atomically(folder / "scores.md", "\n".join(lines).encode())
     groups = grouped(settings, lambda point: point.run.group).values()
     write_atomically(folder / "scores.tex", "\n\n".join(map(latex, groups)).encode() + b"\n")
-    return [folder / name for name in ("runs.csv", "scores.csv", "scores.md", "scores.tex")]
+    written += [folder / "scores.md", folder / "scores.tex"]
+    return [*written, _write_csv(folder / "differences.csv", GAP_COLUMNS, gap_rows)] if gap_rows else written
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> Path:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows({column: _no_formula(row.get(column)) for column in columns} for row in rows)
+    write_atomically(path, text.getvalue().encode())
+    return path
 
 
 def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], T]) -> tuple[list[float], dict[str, dict[float, T]]]:
@@ -84,12 +93,6 @@ def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], T]) -> tuple[
         label: {ratio: cell(point, id(point) in best) for ratio, point in row.items()} for label, row in table.items()
     }
     return ratios, cells
-
-
-def best_of(points: Sequence[Point]) -> Point:
-    """The point of the best mean score."""
-    sign = -1 if points[0].run.lower_is_better else 1
-    return max(points, key=lambda point: sign * point.mean)
 
 
 def latex(group: Sequence[Point]) -> str:
@@ -156,6 +159,19 @@ def task_means(settings: Iterable[Point]) -> list[Row]:
             row["standard_error"] = math.hypot(*errors) / abs(sum(references))
         rows.append(row)
     return [row for row in rows if row["n"] > 1]
+
+
+def _gap_row(gap: tuple[Point, Point, Difference]) -> Row:
+    point, other, difference = gap
+    names: Row = dict(zip(COLUMNS[:3], point.run.group, strict=True))
+    names |= {"asked": float(point.run.ratio or 1.0), "codec": point.run.label, "against": other.run.label}
+    return names | {"seeds": difference.seeds} | {name: getattr(difference, name) for name in ("mean", "low", "high")}
+
+
+def _gap_line(gap: tuple[Point, Point, Difference]) -> str:
+    point, other, difference = gap
+    names = f"{point.run.label} at {point.run.ratio:g}x minus {other.run.label}"
+    return _no_markup(f"- {names}: {difference.text}, 95 % over the rows, n = {difference.seeds}.")
 
 
 def _score_row(point: Point) -> Row:

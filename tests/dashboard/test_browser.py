@@ -101,7 +101,7 @@ def opened(tab, file: Path):
         "console": lambda message: problems.append(message.text) if message.type == "error" else None,
         "request": lambda request: None if request.url.startswith(uri) else problems.append(request.url),
     }
-    tab.emulate_media(color_scheme="light")
+    tab.emulate_media(color_scheme="light", media="screen")
     tab.goto(uri)
     tab.evaluate("sessionStorage.clear(), localStorage.clear()")
     for event, listener in listeners.items():
@@ -209,8 +209,8 @@ def test_the_page_prints_whole(page):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     panels = page.locator("main .panel")
     assert panels.count() == page.locator("main .panel:has(.main-svg[viewBox] .trace)").count() > 5
-    outside = "(page) => page.scrollHeight > page.clientHeight + 1"
-    assert page.evaluate(f"[...document.querySelectorAll('.scroll, main .panel')].filter({outside}).length") == 0
+    is_cut = "(element) => element.scrollHeight > element.clientHeight + 1"
+    assert page.evaluate(f"[...document.querySelectorAll('.scroll, main .panel')].filter({is_cut}).length") == 0
     assert page.locator("#table tbody tr").count() == 23
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     page.emulate_media(media="screen")

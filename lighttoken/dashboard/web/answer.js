@@ -25,6 +25,7 @@ function answerCell(cell, look, answer) {
   const best = cell.best ? make("span", { className: "tag", textContent: "best" }) : "";
   const lines = [make("div", {}, retention || "", best), make("div", { textContent: scoreText(cell) })];
   if (cell.retention != null) lines.unshift(retentionBar(cell, look, answer));
+  if (cell.difference) lines.push(make("div", { textContent: `Δ ${cell.difference}` }));
   if (cell.is_constant) lines.push(make("div", { className: "lost", textContent: "no better than a constant" }));
   lines.push(make("div", { className: "soft", textContent: costText(cell) }));
   return make("td", { className: cell.best ? "best" : "" }, ...lines);
@@ -50,7 +51,8 @@ function addAnswers(answers) {
   for (const answer of answers) {
     const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: answer.title });
     scroll.append(answerTable(answer));
-    $("#answers").append(titled(answer.title, scroll));
+    const leads = answer.leads.map((text) => make("li", { textContent: text }));
+    $("#answers").append(titled(answer.title, scroll), make("ul", { className: "leads" }, ...leads));
   }
   if (!answers.length) $("#answers").append(make("p", { className: "empty", textContent: "No compressed run has a score yet." }));
 }
