@@ -25,6 +25,12 @@ def main() -> None:
     )
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="folders with runs (default: outputs)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write, instead of report/")
+    parser.add_argument(
+        "--style",
+        choices=("page", "paper"),
+        default="page",
+        help="paper: figures as PDF and SVG for a column of a paper too, in paper/ (default: page)",
+    )
     parser.add_argument("--watch", action="store_true", help="write the page again when a record or curve changes")
     parser.add_argument(
         "--serve", type=int, nargs="?", const=8000, metavar="PORT", help="serve it on 127.0.0.1 (default: 8000)"
@@ -47,7 +53,8 @@ def main() -> None:
             else:
                 from lighttoken.dashboard.report import report
 
-                report(folders, arguments.output or folders[0] / "report", arguments.watch, arguments.serve)
+                output = arguments.output or folders[0] / "report"
+                report(folders, output, arguments.watch, arguments.serve, arguments.style == "paper")
         except LighttokenError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lighttoken.dashboard.gather import Point, gather, grouped, points
+from lighttoken.dashboard.gather import Point, constant_score, gather, grouped, points
 from lighttoken.dashboard.tables import by_ratio
 from lighttoken.run.sweep import sweep_records
 
@@ -35,16 +35,16 @@ def pivot(group: Sequence[Point]) -> Table:
     """The points of one task, model and recipe: a row per codec, a column per ratio of the configs.
 
     A cell has the mean score, the retention with its standard error, and the number of seeds if it is above one. The
-    best score of a column is bold.
+    best score of a column is bold. Below stands the score of a constant answer, if the records have it.
     """
     ratios, rows = by_ratio(group, _cell)
-    task, model, recipe = group[0].run.group
-    title = ", ".join(filter(None, [f"{task} with {model}: score, retention", recipe]))
-    table = Table("codec", title=escape(title), title_justify="left")
+    table = Table("codec", title=escape(f"{group[0].run.title}: score, retention"), title_justify="left")
     for ratio in ratios:
         table.add_column(f"{ratio:g}x", justify="right")
     for label, cells in rows.items():
-        table.add_row(escape(label), *cells)
+        table.add_row(escape(label), *(cells.get(ratio, "") for ratio in ratios))
+    if (constant := constant_score(group)) is not None:
+        table.caption, table.caption_justify = f"a constant answer scores {constant:.4f}", "left"
     return table
 
 

@@ -89,7 +89,7 @@ def _score_panel(group: list[Point]) -> Panel:
             y=[point.mean for point in line],
             error=[point.std for point in line],
             notes=[_note(point) for point in line],
-            **style(line[0].run.codec),
+            **line[0].run.look,
         )
         for label, line in _lines(compressed, lambda point: point.run)
     ]
@@ -111,8 +111,7 @@ def _score_panel(group: list[Point]) -> Panel:
     y_label = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
     y_label += " (lower is better)" if group[0].run.lower_is_better else ""
     ticks = sorted({round(run.ratio, 1) for point in compressed for run in point.runs if run.ratio}) or [25.0, 103.0]
-    title = ", ".join(part for part in (*group[0].run.group, n) if part)
-    return Panel(title, "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks)
+    return Panel(f"{group[0].run.title}, {n}", "ratio (times smaller)", y_label, series, log_x=True, x_ticks=ticks)
 
 
 def distortion_chart(measured: Sequence[Run]) -> Chart:
@@ -130,12 +129,12 @@ def distortion_chart(measured: Sequence[Run]) -> Chart:
 
 def _distortion_panel(model: str, group: list[Run]) -> Panel:
     series = []
-    for label, line in _lines(group, lambda run: run):
+    for label, line in _table_lines(group):
         by_ratio = [runs for _, runs in sorted(grouped(line, lambda run: run.ratio).items())]
         ratios = [fmean(run.record["ratio"] for run in runs) for runs in by_ratio]
         errors = [fmean(run.record["compression"]["nmse"] for run in runs) for runs in by_ratio]
         notes = [_distortion_note(runs) for runs in by_ratio]
-        series.append(Series(label, ratios, errors, notes=notes, **style(line[0].codec)))
+        series.append(Series(label, ratios, errors, notes=notes, **line[0].table_look))
     bounds = [run.record["table"]["gaussian_bound"] for run in group if "gaussian_bound" in run.record["table"]]
     if bounds:
         # The bound is drawn a little beyond the range of the codecs.
@@ -158,10 +157,10 @@ def frequency_chart(measured: Sequence[Run]) -> Chart:
     panels = []
     for (model, ratio), group in sorted(grouped(with_tenths, lambda run: (run.model, run.ratio)).items()):
         series = []
-        for label, line in _lines(group, lambda run: run):
+        for label, line in _table_lines(group):
             tenths = zip(*(run.record["compression"]["nmse_by_frequency_tenth"] for run in line), strict=True)
             means = [fmean(errors) for errors in tenths]
-            series.append(Series(label, [float(i + 1) for i in range(len(means))], means, **style(line[0].codec)))
+            series.append(Series(label, [float(i + 1) for i in range(len(means))], means, **line[0].table_look))
         x_label, ticks = "tenth of the vocabulary (1: most frequent)", [float(i) for i in range(1, 11)]
         panels.append(Panel(f"{model} at {ratio:g}x", x_label, "nmse", series, x_ticks=ticks))
     return Chart(
@@ -206,7 +205,7 @@ def training_chart(runs: Sequence[Run]) -> Chart:
     trained: dict[tuple, Run] = {}
     for run in runs:  # latest first
         if any(name.endswith("/saturation") for name in run.curves):
-            trained.setdefault((run.model, run.label, run.ratio or 0), run)
+            trained.setdefault((run.model, run.table_label, run.ratio or 0), run)
     panels = []
     for (model, label, ratio), run in sorted(list(trained.items())[:MAX_PANELS], key=lambda item: item[0]):
         title = f"{label} at {ratio:g}x, {model}" if ratio else f"{label}, {model}"
@@ -262,3 +261,9 @@ def _lines(items: Iterable[T], run_of: Callable[[T], Run]) -> list[tuple[str, li
     """Items by the label of their run, in the order of legends."""
     lines = grouped(items, lambda item: run_of(item).label)
     return sorted(lines.items(), key=lambda line: (legend_position(run_of(line[1][0]).codec), line[0]))
+
+
+def _table_lines(measured: Iterable[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs by the label of their artifact, in the order of legends."""
+    lines = grouped(measured, lambda run: run.table_label)
+    return sorted(lines.items(), key=lambda line: (legend_position(line[1][0].codec), line[0]))

@@ -1,47 +1,48 @@
 """Records as the dashboard shows them: runs with their curves, and points, the runs of one setting over seeds."""
 
-import csv
 import json
 import math
 import os
-import stat
-import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 from zlib import crc32
 
-from lighttoken.run.reading import LARGEST, MAX_NAME, RECORD_FILE, leave_out, path_text, plain_text, read_records
+from lighttoken.dashboard.curves import Curves, read_curves
+from lighttoken.dashboard.style import style
+from lighttoken.run.reading import MAX_NAME, RECORD_FILE, leave_out, path_text, read_records
 from lighttoken.run.records import is_reference, recipe
 from lighttoken.run.scores import lower_is_better, retention, task_score
 
 T = TypeVar("T")
 K = TypeVar("K")
-CURVES_FILE = "metrics.csv"
 OF_HEALED = "healed"  # settings that only runs with a healed backbone have
-MAX_CURVE_BYTES = 200_000_000  # of a metrics.csv
-MAX_CURVES = 300  # of a run
-CURVE_POINTS = 60  # of a curve at most, so that hundreds of runs fit into a page
-Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
+# Settings that cut a run short of its recipe: named even where all runs share them; and values that cut nothing.
+CUTS: tuple[str, ...] = ("limit_rows", "task.train_rows", "task.max_tokens", "trainer.max_steps", "trainer.max_time")
+CUTS += ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run")
+UNCUT = ("null", "-1", "0", "0.0", "1.0", "false")
 
 
 @dataclass
 class Run:
     """A record with its curves.
 
-    `variant` has the settings that differ among runs of the same codec, such as `coefficient_precision=int8`. `recipe`
-    has those that differ in the rest of the config among runs of the same task and model. Both may be empty. Scores of
-    runs of one `group` are compared with each other.
+    `variant` has the settings that differ among runs of the same codec, such as `coefficient_precision=int8`;
+    `table_variant` those of them that the artifact depends on. `recipe` has those that differ in the rest of the config
+    among runs of the same task and model, and those that cut the run short. All may be empty. Scores of runs of one
+    `group` are compared with each other.
     """
 
     record: dict[str, Any]
     name: str  # its folder, relative to the one that all folders of the report share
     curves: Curves
     variant: str = ""
+    table_variant: str = ""
+    numbers: tuple[int, int] = (0, 0)  # of the variant and of the table's variant among those of the codec
     recipe: str = ""
     retention: float | None = None
 
@@ -58,8 +59,35 @@ class Run:
         return f"{self.codec} ({self.variant})" if self.variant else self.codec
 
     @property
+    def table_label(self) -> str:
+        """The name of its artifact: runs that differ in healing or fine-tuning alone share it."""
+        return f"{self.codec} ({self.table_variant})" if self.table_variant else self.codec
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Colour, marker, dash and width, see `style`."""
+        return style(self.codec, self.numbers[0])
+
+    @property
+    def table_look(self) -> dict[str, Any]:
+        return style(self.codec, self.numbers[1])
+
+    @property
     def group(self) -> tuple[str, str, str]:
         return str(self.record["task"]), self.model, self.recipe
+
+    @property
+    def epochs(self) -> int | None:
+        """The epochs of its training at most; None for a task without training."""
+        epochs = dotted(self.record["config"]).get("trainer.max_epochs")
+        return epochs if self.trains and isinstance(epochs, int) and epochs > 0 else None
+
+    @property
+    def title(self) -> str:
+        """The heading of its group: task, model, epochs, recipe."""
+        named = self.epochs is None or "max_epochs=" in self.recipe
+        epochs = "" if named else f"{self.epochs} epoch{'s' if self.epochs != 1 else ''}"
+        return ", ".join(filter(None, [*self.group[:2], epochs, self.recipe]))
 
     @property
     def trains(self) -> bool:
@@ -84,6 +112,12 @@ class Run:
         return score if math.isfinite(score) else None
 
     @property
+    def constant(self) -> float | None:
+        """The score of one answer for all rows; None for a record without it."""
+        score = task_score(self.record["constant"])
+        return score if math.isfinite(score) else None
+
+    @property
     def lower_is_better(self) -> bool:
         """Whether, of two scores of this task, the lower one is better."""
         return lower_is_better(self.record["metrics"])
@@ -94,7 +128,7 @@ class Point:
     """The finished runs of one task, model, recipe, codec, variant and ratio: the latest of every seed."""
 
     runs: list[Run]
-    references: dict[int, float] = field(default_factory=dict)  # seed -> score of the uncompressed run
+    reference: "Point | None" = None  # the uncompressed one
 
     @property
     def run(self) -> Run:
@@ -109,6 +143,12 @@ class Point:
     @property
     def by_seed(self) -> dict[int, float]:
         return {run.record["seed"]: run.score for run in self.runs if run.score is not None}
+
+    @property
+    def references(self) -> dict[int, float]:
+        """The scores of the uncompressed runs of the same seeds."""
+        scores = self.reference.by_seed if self.reference else {}
+        return {seed: score for seed, score in scores.items() if seed in self.by_seed}
 
     @property
     def scores(self) -> list[float]:
@@ -148,11 +188,18 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
     runs = []
     for directory, record in {Path(record["directory"]).resolve(): record for record in records}.items():
         try:
-            runs.append(Run(record, path_text(os.path.relpath(directory, common)), _read_curves(directory)))
+            runs.append(Run(record, path_text(os.path.relpath(directory, common)), read_curves(directory)))
         except Exception as error:  # whatever is wrong with one run, the others are shown
             leave_out(directory / RECORD_FILE, error, left_out)
     for run, text in _differences(runs, lambda run: (run.codec, run.trains), _codec_settings):
         run.variant = text
+    for run, text in _differences(runs, lambda run: run.codec, _table_settings):
+        run.table_variant = text
+    for group in grouped(runs, lambda run: run.codec).values():
+        labels = _most_common(run.label for run in group)
+        table_labels = _most_common(run.table_label for run in group)
+        for run in group:
+            run.numbers = labels.index(run.label), table_labels.index(run.table_label)
     for run, text in _differences(runs, lambda run: (run.record["task"], run.record["model"]), _recipe_settings):
         run.recipe = text
     for point in points(runs):
@@ -173,25 +220,37 @@ def points(runs: Iterable[Run]) -> list[Point]:
     references = grouped((point for point in result if point.run.is_reference), lambda point: point.run.group)
     for point in result:
         # Of the embedding frozen and trained, the one that shares more seeds, then the one that scores better on them.
-        shared = [
-            {seed: score for seed, score in reference.by_seed.items() if seed in point.by_seed}
-            for reference in references.get(point.run.group, [])
-        ]
-        sign = -1 if point.run.lower_is_better else 1
-        point.references = max(
-            filter(None, shared), key=lambda scores: (len(scores), sign * fmean(scores.values())), default={}
-        )
+        rivals = []
+        for reference in references.get(point.run.group, []):
+            if scores := Point(point.runs, reference).references:
+                sign = -1 if point.run.lower_is_better else 1
+                rivals.append((len(scores), sign * fmean(scores.values()), reference))
+        point.reference = max(rivals, key=lambda rival: rival[:2], default=(0, 0.0, None))[2]
     return result
 
 
+def best_of(points: Sequence[Point]) -> Point:
+    """The point of the best mean score."""
+    sign = -1 if points[0].run.lower_is_better else 1
+    return max(points, key=lambda point: sign * point.mean)
+
+
+def constant_score(group: Iterable[Point]) -> float | None:
+    """The score of one answer for all rows, of the points of one task; None if no record has it."""
+    return next((point.run.constant for point in group if point.run.constant is not None), None)
+
+
 def artifacts(runs: Iterable[Run]) -> list[Run]:
-    """One run for every measured artifact, that is one with a `nmse` and a ratio."""
-    first: dict[str, Run] = {}
-    for run in runs:
+    """One run for every measured artifact, that is one with a `nmse` and a ratio: the latest of the same settings.
+
+    Runs with other healing or fine-tuning share an artifact, and so do copies of it in several folders.
+    """
+    latest: dict[tuple, Run] = {}
+    for run in sorted(runs, key=lambda run: str(run.record["started"])):
         numbers = run.record["compression"].get("nmse"), run.record["ratio"]
         if all(isinstance(number, (int, float)) and number > 0 for number in numbers):
-            first.setdefault(str(run.record["artifact"] or run.name), run)
-    return list(first.values())
+            latest[run.model, run.table_label, run.ratio, run.record["seed"]] = run
+    return list(latest.values())
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
@@ -220,10 +279,16 @@ def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
 
 
+def _table_settings(record: dict[str, Any]) -> dict[str, Any]:
+    return {"codec": record["config"]["codec"], "tie": record.get("tie")}
+
+
 def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
     settings = recipe(record["config"])
     settings.pop("seed", None)
     settings["finetune"] |= {"trainable": None}
+    if "limit_rows" in settings and isinstance(settings.get("task"), dict):
+        settings["task"].pop("limit_rows", None)  # it follows the other one
     # The same seed draws other numbers on another kind of device, so runs on both are no pairs.
     return settings | {"accelerator": record["hardware"].get("accelerator")}
 
@@ -231,14 +296,18 @@ def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
 def _differences(
     runs: list[Run], key: Callable[[Run], Any], settings: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Iterable[tuple[Run, str]]:
-    """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`."""
+    """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`.
+
+    Settings that cut a run short are among them, whether the runs differ or not.
+    """
     for group in grouped(runs, key).values():
         configs = [{path: _text(path, value) for path, value in dotted(settings(run.record)).items()} for run in group]
         # A name is shortened to its last part, unless two names end the same.
         paths = []
         for path in sorted({path for config in configs for path in config}):
             others = {None} if path.startswith(OF_HEALED) else set()  # of a run that has not this setting
-            if len({config.get(path) for config in configs} - others) > 1:
+            values = {config.get(path) for config in configs} - others
+            if len(values) > 1 or (path in CUTS and not values <= {*UNCUT}):
                 paths.append(path)
         short = [path.rpartition(".")[2] for path in paths]
         names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
@@ -250,6 +319,11 @@ def _differences(
             ]
             parts = [f"{name}={config.get(path, 'null')}" for path, name in named]
             yield run, _shortened(", ".join(parts).replace('"', ""))
+
+
+def _most_common(texts: Iterable[str]) -> list[str]:
+    """The texts by falling frequency, then by alphabet."""
+    return [text for text, _ in sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _shortened(text: str) -> str:
@@ -271,49 +345,3 @@ def json_text(value: Any) -> str:
 @lru_cache(maxsize=10_000, typed=True)
 def _scalar_text(value: Any) -> str:
     return json.dumps(value)
-
-
-def _read_curves(directory: Path) -> Curves:
-    path = directory / CURVES_FILE
-    try:
-        info = path.stat()
-        # A pipe would keep its reader waiting.
-        is_readable = stat.S_ISREG(info.st_mode) and info.st_size <= MAX_CURVE_BYTES
-        return _parse_curves(path, info.st_mtime_ns) if is_readable else {}
-    except (OSError, csv.Error, UnicodeDecodeError):
-        return {}
-
-
-@lru_cache(maxsize=10_000)
-def _parse_curves(path: Path, changed: int) -> Curves:
-    """The thinned curves of a CSV file. `changed` is its time of change: a changed file is not taken from the cache."""
-    curves: Curves = defaultdict(list)
-    with path.open(newline="") as file:
-        rows = csv.reader(file)
-        columns = {name: index for index, name in enumerate(next(rows, []))}
-        step_at = columns.pop("step", sys.maxsize)
-        kept = [(i, name) for name, i in columns.items() if name not in ("", "epoch") and name[:6] != "table/"]
-        for row in rows:
-            step = _number(row[step_at]) if step_at < len(row) else None
-            if step is None:
-                continue
-            for index, name in kept:
-                if index < len(row) and row[index] and (value := _number(row[index])) is not None:
-                    curves[name].append((step, value))
-    names = sorted(curves)[:MAX_CURVES]
-    return {plain_text(" ".join(name.split()), MAX_NAME): _thin(curves[name]) for name in names}
-
-
-def _number(cell: Any) -> float | None:
-    try:
-        value = float(cell)
-    except (TypeError, ValueError):
-        return None
-    return value if abs(value) <= LARGEST else None  # nor infinity, nor NaN
-
-
-def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points at even distances with both ends, values to four digits."""
-    if len(curve) > CURVE_POINTS:
-        curve = [curve[round(i * (len(curve) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
-    return [(step, float(f"{value:.4g}")) for step, value in curve]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -19,14 +20,23 @@ from plotly.utils import PlotlyJSONEncoder
 
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
-from lighttoken.dashboard.gather import Point, Run, dotted, json_text, points
-from lighttoken.dashboard.style import CURVE_COLOURS, legend_position, style
+from lighttoken.dashboard.gather import Point, Run, constant_score, dotted, grouped, json_text, points
+from lighttoken.dashboard.significance import comparisons
+from lighttoken.dashboard.style import CURVE_COLOURS, legend_position
+from lighttoken.dashboard.tables import by_ratio
 from lighttoken.run.reading import path_text, plain_text
 
 PAGE_FILE = "index.html"
 MAX_NAMED = 100  # records that are left out
 WEB = Path(__file__).parent / "web"
-SCRIPTS = ("elements.js", "charts.js", "tables.js", "run.js", "page.js")  # one script on the page, in this order
+SCRIPTS = (
+    "elements.js",
+    "charts.js",
+    "tables.js",
+    "run.js",
+    "answer.js",
+    "page.js",
+)  # one script on the page, in this order
 RECORD_FIELDS = (  # which the page has unchanged
     *("status", "task", "model", "codec", "seed", "ratio_asked", "ratio", "started", "error", "metrics", "seconds"),
     *("table_bytes", "artifact_bytes", "model_bytes", "stored_bytes", "peak_memory_bytes", "peak_gpu_memory_bytes"),
@@ -48,11 +58,14 @@ def write_page(
     `root`, the folder that a server shows, there are no links to run folders outside of it. The page names the records
     that are `left_out`, with the reasons.
     """
+    settings = sorted(points(runs), key=_table_order)
+    answers = [answer_data(group) for group in grouped(settings, lambda point: point.run.group).values()]
     data = {
         "refresh": refresh,
+        "answers": [answer for answer in answers if answer["rows"]],
         "palette": CURVE_COLOURS,
         "runs": [run_data(run, folder, root) for run in runs],
-        "points": [point_data(point) for point in sorted(points(runs), key=_table_order)],
+        "points": [point_data(point) for point in settings],
         "charts": [asdict(chart) for chart in charts],
     }
     # The encoder writes null for NaN. Base 64 is safe: no text of a record can end the script element or start another.
@@ -85,7 +98,8 @@ def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
     return {name: record.get(name) for name in RECORD_FIELDS} | {
         "id": run.name,
         "label": run.label,
-        "colour": style(run.codec)["colour"],
+        "recipe": run.recipe,
+        "look": run.look,
         "folder": path_text(directory),
         "link": quote(os.fsencode(os.path.relpath(directory, folder.resolve()))) + "/" if has_link else None,
         "score": run.score,
@@ -107,13 +121,64 @@ def point_data(point: Point) -> dict[str, Any]:
         "task": ", ".join(part for part in (task, recipe) if part),
         "model": model,
         "label": point.run.label,
-        "colour": style(point.run.codec)["colour"],
+        "look": point.run.look,
         "ratio": point.ratio,
         "n": len(point.scores),
         "score": point.mean,
         "std": point.std,
         "retention": point.retention["retention"] if compressed else None,
         "retention_text": point.retention_text if compressed else "",
+    }
+
+
+def answer_data(group: Sequence[Point]) -> dict[str, Any]:
+    """The points of one task, model and recipe as a table of codec by asked ratio, as JSON values.
+
+    `scale` is the retention at the end of a bar. A cell is null without a point.
+    """
+    _, table = by_ratio(group, _answer_cell)
+    whole = [*table.pop("none", {}).values()]
+    ratios = sorted({ratio for row in table.values() for ratio in row})
+    looks = {point.run.label: point.run.look for point in group}
+    rows = [
+        {"label": label, "look": looks[label], "cells": [row.get(ratio) for ratio in ratios]}
+        for label, row in table.items()
+    ]
+    gaps = comparisons(group)
+    for point, other, gap in gaps:
+        if other is point.reference:
+            table[point.run.label][point.run.ratio or 1.0]["difference"] = gap.text
+    kept = [cell["retention"] or 0 for row in table.values() for cell in row.values()]
+    constant = constant_score(group)
+    score = whole[0]["score"] if whole else None
+    return {
+        "title": group[0].run.title,
+        "ratios": ratios,
+        "rows": rows,
+        "scale": 1.03 * max([1.0, *kept]),
+        "leads": [
+            f"At {point.run.ratio:g}x: {point.run.label} minus {other.run.label} is {gap.text}."
+            for point, other, gap in gaps
+            if other is not point.reference
+        ],
+        "uncompressed": whole[0] if whole else None,
+        "constant": constant,
+        "constant_retention": constant / score if score and constant is not None else None,
+    }
+
+
+def _answer_cell(point: Point, is_best: bool) -> dict[str, Any]:
+    constant = point.run.constant
+    return {
+        "score": point.mean,
+        "std": point.std,
+        "n": len(point.scores),
+        "retention": point.retention["retention"],
+        "retention_text": point.retention_text,
+        "best": is_best,
+        "is_constant": constant is not None and point.mean <= constant,
+        "bytes": point.run.record["artifact_bytes"],
+        "seconds": fmean(sum(run.record["seconds"].values()) for run in point.runs),
     }
 
 

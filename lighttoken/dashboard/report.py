@@ -16,8 +16,12 @@ from lighttoken.run.interruption import Interrupted
 WATCH_SECONDS = 10.0  # between two looks at the folders, and between two reloads of the page
 
 
-def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int | None = None) -> None:
-    """Write the page, the figures and the tables. With `watch` or a `port` go on until Ctrl-C.
+def report(
+    folders: Sequence[Path], output: Path, watch: bool = False, port: int | None = None, paper: bool = False
+) -> None:
+    """Write the page, the figures and the tables; with `paper`, figures for a paper too, in `paper/` of the output.
+
+    With `watch` or a `port` go on until Ctrl-C.
 
     Raises LighttokenError if a folder does not exist, if there are no records and `watch` is off, if a library is
     missing, and if the port is taken.
@@ -35,7 +39,7 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
     # The page links to run folders. The server shows the folder that holds both, if the page lies in the first folder.
     root = folders[0] if output.resolve().is_relative_to(folders[0].resolve()) else output
     linked = root if port is not None else None
-    page, *others = write_report(runs, output, WATCH_SECONDS if watch else None, linked, left_out)
+    page, *others = write_report(runs, output, WATCH_SECONDS if watch else None, linked, left_out, paper=paper)
     size = page.stat().st_size / 1e6
     print(f"{len(runs)} runs: {page} ({size:.1f} MB) and {len(others)} figures and tables beside it")
     if left_out:
@@ -54,7 +58,7 @@ def report(folders: Sequence[Path], output: Path, watch: bool = False, port: int
     except (KeyboardInterrupt, Interrupted):  # the end that the printed line names
         if watch:  # the last page does not reload itself
             left_out = {}
-            write_report(gather(folders, left_out), output, None, linked, left_out)
+            write_report(gather(folders, left_out), output, None, linked, left_out, paper=paper)
     finally:
         if server:
             server.shutdown()
@@ -67,11 +71,12 @@ def write_report(
     root: Path | None,
     left_out: Mapping[Path, str] = MappingProxyType({}),
     page_only: bool = False,
+    paper: bool = False,
 ) -> list[Path]:
     """Write the page (see `write_page`) and, without `page_only`, the figures and tables; returns the files."""
     try:
         from lighttoken.dashboard.charts import make_charts
-        from lighttoken.dashboard.figures import write_figures
+        from lighttoken.dashboard.figures import write_figures, write_paper_figures
         from lighttoken.dashboard.page import write_page
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
@@ -79,7 +84,10 @@ def write_report(
     make_directory(output)
     charts = make_charts(runs)
     page = write_page(runs, charts, output, refresh, root, left_out)
-    return [page] if page_only else [page, *write_figures(charts, output), *write_tables(runs, output)]
+    if page_only:
+        return [page]
+    for_paper = write_paper_figures(charts, output / "paper") if paper else []
+    return [page, *write_figures(charts, output), *for_paper, *write_tables(runs, output)]
 
 
 def _changes(folders: Sequence[Path]) -> dict[Path, int]:

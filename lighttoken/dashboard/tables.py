@@ -7,16 +7,29 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from lighttoken.artifact.files import write_atomically
-from lighttoken.dashboard.gather import Point, Run, grouped, points
+from lighttoken.dashboard.gather import Point, Run, best_of, grouped, points
+from lighttoken.dashboard.significance import Difference, comparisons
 
+T = TypeVar("T")
 OURS = "lighttoken"
 NOT_AVERAGED = "squad"  # its scores are percentages, those of other tasks fractions
 SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse")
 COLUMNS = (*SETTING_COLUMNS, "n", "mean", "std", "retention", "standard_error")
-RUN_COLUMNS = (*SETTING_COLUMNS, "seed", "score", "retention", "accelerator", "seconds", "git_commit", "folder")
+RUN_COLUMNS = (
+    *SETTING_COLUMNS,
+    "epochs",
+    "seed",
+    "score",
+    "retention",
+    "accelerator",
+    "seconds",
+    "git_commit",
+    "folder",
+)
+GAP_COLUMNS = (*SETTING_COLUMNS[:3], "asked", "codec", "against", "seeds", "mean", "low", "high")
 LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 DIGITS = {"asked": "g", "ratio": ".2f", "bytes": ".0f", "n": "d"}  # the others: .4f
 Row = dict[str, Any]
@@ -26,7 +39,7 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     """Write runs.csv, scores.csv, scores.md and scores.tex; returns the files, none without a finished run.
 
     runs.csv has a column for every metric. scores.csv has a row per setting, and a row per mean over tasks, see
-    `task_means`.
+    `task_means`. Where runs have kept their answers, differences.csv has `significance.comparisons`.
     """
     settings = points(runs)
     if not settings:
@@ -34,31 +47,38 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     run_rows = [_run_row(run) for point in settings for run in sorted(point.runs, key=lambda run: run.record["seed"])]
     means = task_means(settings)
     metrics = sorted({name for row in run_rows for name in row} - {*RUN_COLUMNS})
-    tables = {
-        "runs.csv": ((*RUN_COLUMNS, *metrics), run_rows),
-        "scores.csv": (COLUMNS, [*map(_score_row, settings), *means]),
-    }
-    for name, (columns, rows) in tables.items():
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows({column: _no_formula(row.get(column)) for column in columns} for row in rows)
-        write_atomically(folder / name, text.getvalue().encode())
-    lines = []
+    written = [
+        _write_csv(folder / "runs.csv", (*RUN_COLUMNS, *metrics), run_rows),
+        _write_csv(folder / "scores.csv", COLUMNS, [*map(_score_row, settings), *means]),
+    ]
+    lines: list[str] = []
+    gap_rows: list[Row] = []
     for group in grouped(settings, lambda point: point.run.group).values():
-        lines += [*_section([_score_row(point) for point in group]), *comparison(group), ""]
-    for rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).values():
-        lines += _section(rows)
+        rows, gaps = [_score_row(point) for point in group], comparisons(group)
+        lines += [*_section(group[0].run.title, rows), *comparison(group), *map(_gap_line, gaps), ""]
+        gap_rows += map(_gap_row, gaps)
+    for names, rows in grouped(means, lambda row: (row["task"], row["model"], row["recipe"])).items():
+        lines += _section(", ".join(filter(None, names)), rows)
     write_atomically(folder / "scores.md", "\n".join(lines).encode())
     groups = grouped(settings, lambda point: point.run.group).values()
     write_atomically(folder / "scores.tex", "\n\n".join(map(latex, groups)).encode() + b"\n")
-    return [folder / name for name in ("runs.csv", "scores.csv", "scores.md", "scores.tex")]
+    written += [folder / "scores.md", folder / "scores.tex"]
+    return [*written, _write_csv(folder / "differences.csv", GAP_COLUMNS, gap_rows)] if gap_rows else written
 
 
-def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], str]) -> tuple[list[float], dict[str, list[str]]]:
-    """The ratios of the configs, rising, and for every codec a cell per ratio, empty where it has no point.
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> Path:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows({column: _no_formula(row.get(column)) for column in columns} for row in rows)
+    write_atomically(path, text.getvalue().encode())
+    return path
 
-    `cell` makes the text of a point; it is told whether the score is the best of two or more at that ratio. Of several
+
+def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], T]) -> tuple[list[float], dict[str, dict[float, T]]]:
+    """The ratios of the configs, rising, and for every codec its cells by ratio.
+
+    `cell` makes the cell of a point; it is told whether the score is the best of two or more at that ratio. Of several
     uncompressed points the best counts.
     """
     table: dict[str, dict[float, Point]] = {}
@@ -70,16 +90,9 @@ def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], str]) -> tupl
     rivals = {ratio: [row[ratio] for row in table.values() if ratio in row] for ratio in ratios}
     best = {id(best_of(points)) for points in rivals.values() if len(points) > 1}
     cells = {
-        label: [cell(row[ratio], id(row[ratio]) in best) if ratio in row else "" for ratio in ratios]
-        for label, row in table.items()
+        label: {ratio: cell(point, id(point) in best) for ratio, point in row.items()} for label, row in table.items()
     }
     return ratios, cells
-
-
-def best_of(points: Sequence[Point]) -> Point:
-    """The point of the best mean score."""
-    sign = -1 if points[0].run.lower_is_better else 1
-    return max(points, key=lambda point: sign * point.mean)
 
 
 def latex(group: Sequence[Point]) -> str:
@@ -88,11 +101,11 @@ def latex(group: Sequence[Point]) -> str:
     The best score of a ratio is bold.
     """
     ratios, table = by_ratio(group, _latex_cell)
-    task, model, recipe = map(_no_commands, group[0].run.group)
-    lines = [r"\begin{table}", r"\centering", f"\\caption{{{task}, {model}{', ' if recipe else ''}{recipe}}}"]
+    lines = [r"\begin{table}", r"\centering", f"\\caption{{{_no_commands(group[0].run.title)}}}"]
     lines += [f"\\begin{{tabular}}{{l{'r' * len(ratios)}}}", r"\toprule"]
     lines += [" & ".join(["codec", *(f"{ratio:g}x" for ratio in ratios)]) + r" \\", r"\midrule"]
-    lines += [" & ".join([_no_commands(label), *cells]) + r" \\" for label, cells in table.items()]
+    rows = {label: [cells.get(ratio, "") for ratio in ratios] for label, cells in table.items()}
+    lines += [" & ".join([_no_commands(label), *cells]) + r" \\" for label, cells in rows.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
@@ -148,6 +161,19 @@ def task_means(settings: Iterable[Point]) -> list[Row]:
     return [row for row in rows if row["n"] > 1]
 
 
+def _gap_row(gap: tuple[Point, Point, Difference]) -> Row:
+    point, other, difference = gap
+    names: Row = dict(zip(COLUMNS[:3], point.run.group, strict=True))
+    names |= {"asked": float(point.run.ratio or 1.0), "codec": point.run.label, "against": other.run.label}
+    return names | {"seeds": difference.seeds} | {name: getattr(difference, name) for name in ("mean", "low", "high")}
+
+
+def _gap_line(gap: tuple[Point, Point, Difference]) -> str:
+    point, other, difference = gap
+    names = f"{point.run.label} at {point.run.ratio:g}x minus {other.run.label}"
+    return _no_markup(f"- {names}: {difference.text}, 95 % over the rows, n = {difference.seeds}.")
+
+
 def _score_row(point: Point) -> Row:
     scores = {"n": len(point.scores), "mean": point.mean, "std": point.std} | point.retention
     return _setting(point.run) | {"ratio": point.ratio} | scores
@@ -155,6 +181,7 @@ def _score_row(point: Point) -> Row:
 
 def _run_row(run: Run) -> Row:
     row = {name: run.record[name] for name in ("seed", "git_commit")} | {"score": run.score, "folder": run.name}
+    row |= {"epochs": run.epochs}
     row |= {"accelerator": run.record["hardware"].get("accelerator"), "retention": run.retention}
     row |= {"seconds": round(sum(run.record["seconds"].values()))}
     metrics = {name.removeprefix("val/"): value for name, value in run.record["metrics"].items()}
@@ -166,13 +193,12 @@ def _setting(run: Run) -> Row:
     return dict(zip(SETTING_COLUMNS, (*run.group, run.label, float(run.ratio or 1.0), *sizes), strict=True))
 
 
-def _section(rows: Sequence[Row]) -> list[str]:
+def _section(title: str, rows: Sequence[Row]) -> list[str]:
     """A titled Markdown table of rows of one task, model and recipe."""
-    task, model, recipe = (rows[0][name] for name in COLUMNS[:3])
     columns = COLUMNS[3:]
     lines = [list(columns), ["---"] * len(columns), *([_cell(name, row[name]) for name in columns] for row in rows)]
     table = [f"| {' | '.join(cells)} |" for cells in lines]
-    return [_no_markup(f"## {task}, {model}" + (f" ({recipe})" if recipe else "")), "", *table, ""]
+    return [_no_markup(f"## {title}"), "", *table, ""]
 
 
 def _cell(name: str, value: Any) -> str:

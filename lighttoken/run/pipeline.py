@@ -31,6 +31,7 @@ from lighttoken.backbone.source import Backbone
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, Uncompressed
 from lighttoken.errors import LighttokenError
+from lighttoken.run.answers import AnswerKeeper
 from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.healing import heal_once
@@ -292,11 +293,15 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     record.add_stored_model(run.model)
     if config.backbone_precision in ("float16", "bfloat16"):  # autocast would compute in another precision
         trainer.strategy.precision_plugin = Precision()
+    keeper = AnswerKeeper()
+    trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
     trainer.validate(module, data, verbose=False)
+    keeper.write(data.eval_names, record.directory)
     scores = trainer.callback_metrics
     check_finite(scores, config)
     prefixes = tuple(f"{name}/" for name in data.eval_names)
     record.metrics = {name: float(scores[name]) for name in scores if name.startswith(prefixes)}
+    record.constant = data.constant_scores()
     if config.save_model:
         write_card(run, record.directory / MODEL_FOLDER)
 

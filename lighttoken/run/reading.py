@@ -249,6 +249,7 @@ RULES: dict[str, Rule] = {
     "status": _status,
     "config": _config,
     "metrics": _each(_score),
+    "constant": _each(_score),
     "started": _text,
     **dict.fromkeys(("codec", "task", "model"), _name),
     **dict.fromkeys(("error", "command", "artifact", "git_commit"), _optional(_text)),
@@ -273,7 +274,10 @@ REQUIRED = {"status", "codec", "config", "metrics", "started"}
 # What records of earlier versions lack.
 DEFAULTS: dict[str, Any] = {
     **{"task": "?", "model": "?", "seed": 0},
-    **{name: {} for name in ("table", "healing", "compression", "seconds", "hardware", "versions", "process")},
+    **{
+        name: {}
+        for name in ("constant", "table", "healing", "compression", "seconds", "hardware", "versions", "process")
+    },
     **{name: None for name in RULES if "bytes" in name or "ratio" in name},
     **dict.fromkeys(("error", "command", "artifact", "git_commit")),
 }

@@ -86,6 +86,7 @@ class Record:
     healing: dict[str, Any] = field(default_factory=dict)  # `lighttoken.run.healing`: texts, steps, cosines
     compression: dict[str, Any] = field(default_factory=dict)  # the artifact's summary, and `measure_artifact`
     metrics: dict[str, float] = field(default_factory=dict)
+    constant: dict[str, float] = field(default_factory=dict)  # the same metrics of `TaskData.constant_scores`
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
     peak_memory_bytes: int | None = None  # resident, of the process up to the end of this run
     peak_gpu_memory_bytes: int | None = None  # allocated by torch during this run

@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +96,27 @@ class TaskData(L.LightningDataModule):
     def write_answers(self, outputs: list[list[Any]], folder: Path) -> None:
         """Write the outputs of `predict_step`, one list of batches for every loader of `predict_dataloader`."""
         raise NotImplementedError
+
+    def constant_scores(self) -> dict[str, float]:
+        """The scores of one answer for all rows: the most frequent label, or 0 where labels are numbers.
+
+        A run that has learned nothing scores like it. Empty for a task whose labels are neither.
+        """
+        scores = {}
+        for name in self.eval_names:
+            rows = self.splits[self.validation_splits.get(name, name)]
+            if "labels" not in rows.column_names:
+                continue
+            labels = torch.tensor(list(rows["labels"]))
+            answer = 0.0 if labels.is_floating_point() else int(labels.mode().values)
+            for key, metric in self.metrics.items():
+                metric = metric.clone()
+                metric.sync_on_compute = False  # every process has all labels
+                with warnings.catch_warnings(action="ignore"):  # a constant has no correlation
+                    metric.update(torch.full_like(labels, answer), labels)
+                    score = float(metric.compute())
+                scores[f"{name}/{key}"] = 0.0 if math.isnan(score) else score
+        return scores
 
     @property
     def eval_names(self) -> list[str]:

@@ -100,13 +100,16 @@ class FineTuner(L.LightningModule):
         parts = [kl_div(ours, theirs, reduction="batchmean", log_target=True) for ours, theirs in soft]
         return self.temperature**2 * torch.stack(parts).mean()
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The `answers` and the `labels` (batch,) of a batch."""
         split = self.splits[dataloader_idx]
         output = self(**batch)
+        answers = _answers(output.logits)
         scores: Any = self.scores[split]
-        scores.update(_answers(output.logits), batch["labels"])
+        scores.update(answers, batch["labels"])
         self.log(f"{split}/loss", output.loss, batch_size=len(batch["labels"]), add_dataloader_idx=False)
         self.log_dict(scores, prog_bar=True, batch_size=len(batch["labels"]), add_dataloader_idx=False)
+        return {"answers": answers, "labels": batch["labels"]}
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The answers (batch,): classes or numbers."""

@@ -85,10 +85,12 @@ class SimilarityScorer(Scorer):
         super().__init__(model, metrics)
         self.pooling = pooling
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The `answers` and the `labels` (batch,) of a batch."""
         labels, mask = batch.pop("labels"), batch["attention_mask"].unsqueeze(2)
         states = self.model(**batch).last_hidden_state.float()
         pooled = states[:, 0] if self.pooling == "cls" else (states * mask).sum(1) / mask.sum(1)
         similarity = cosine_similarity(*pooled.chunk(2))
         for name in self.scores:
             self.log_score(name, similarity, labels)
+        return {"answers": similarity, "labels": labels}

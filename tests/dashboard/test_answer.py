@@ -9,6 +9,7 @@ from rich.console import Console
 
 from lighttoken.dashboard.answer import Answer, pivot
 from lighttoken.dashboard.gather import gather, points
+from tests.dashboard.conftest import page_of, read_data
 
 
 def scored(value: float) -> dict:
@@ -38,6 +39,34 @@ def test_codecs_are_rows_ratios_are_columns_and_the_best_is_bold(run_folder):
     }
 
 
+def test_the_score_of_a_constant_answer_stands_below(run_folder):
+    run_folder("mrpc", "none", **scored(0.8))
+    run_folder("mrpc", "svd", constant={"val/accuracy": 0.68, "val/loss": 0.0}, **scored(0.7))
+    assert pivot(points(gather([Path("outputs")]))).caption == "a constant answer scores 0.6800"
+
+
+def test_the_page_opens_with_the_same_table(run_folder):
+    constant = {"constant": {"val/accuracy": 0.6}}
+    for seed, score in enumerate((0.80, 0.82)):
+        run_folder("mrpc", "none", seed=seed, **scored(score))
+        run_folder("mrpc", "lighttoken", 25.0, seed=seed, **scored(score - 0.01), **constant)
+    run_folder("mrpc", "svd", 25.0, **scored(0.6), **constant)
+    run_folder("cola", "none", **scored(0.6))  # nothing to compare
+    (answer,) = read_data(page_of(Path("outputs")))["answers"]
+    assert (answer["title"], answer["ratios"]) == ("mrpc, minilm_l6, 3 epochs", [25.0])
+    assert answer["uncompressed"]["score"] == pytest.approx(0.81)
+    assert (answer["constant"], answer["constant_retention"]) == (0.6, pytest.approx(0.6 / 0.81))
+    cells = {row["label"]: row["cells"][0] for row in answer["rows"]}
+    assert (cells["lighttoken"]["best"], cells["lighttoken"]["is_constant"], cells["lighttoken"]["n"]) == (
+        True,
+        False,
+        2,
+    )
+    assert (cells["svd"]["best"], cells["svd"]["is_constant"]) == (False, True)
+    assert cells["svd"]["retention"] == pytest.approx(0.75)
+    assert answer["scale"] >= 1
+
+
 def test_of_a_perplexity_the_lowest_is_bold(run_folder):
     for codec, value in (("none", 20.0), ("svd", 30.0), ("pq", 25.0)):
         run_folder("perplexity", codec, 8.0, metrics={"val/perplexity": value}, config={"finetune": {}})
@@ -55,7 +84,7 @@ def test_a_sweep_prints_it_with_the_jobs_that_it_skipped(run_folder, capsys, tmp
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "sweep")}}, "output_dir": "outputs"})
     Answer().on_multirun_end(config)
     out = capsys.readouterr().out
-    assert "mrpc with minilm_l6: score, retention" in out
+    assert "mrpc, minilm_l6, 3 epochs: score, retention" in out
     assert "0.8000 1.000" in out
     assert "python -m lighttoken.report outputs" in out
 

@@ -31,7 +31,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder / "runs", "mrpc", "none", seed=seed)
         for codec in ("lighttoken", "lighttoken_paper", "svd"):
             for ratio in (5.0, 25.0, 103.0):
-                write_run(folder / "runs", "mrpc", codec, ratio, seed)
+                poor = {"metrics": {"val/accuracy": 0.70, "val/f1": 0.71}} if (codec, ratio) == ("svd", 103.0) else {}
+                constant = {"val/accuracy": 0.68, "val/f1": 0.80}
+                write_run(folder / "runs", "mrpc", codec, ratio, seed, constant=constant, **poor)
     write_run(folder / "runs", "cola", "svd", 103.0, 0, "failed")
     write_run(folder / "runs", "cola", "pq", 103.0, 0, "running")
     write_run(folder / "runs", NASTY.replace("/", "_"), NASTY, error=NASTY, model=NASTY, config={NASTY: NASTY})
@@ -99,7 +101,7 @@ def opened(tab, file: Path):
         "console": lambda message: problems.append(message.text) if message.type == "error" else None,
         "request": lambda request: None if request.url.startswith(uri) else problems.append(request.url),
     }
-    tab.emulate_media(color_scheme="light")
+    tab.emulate_media(color_scheme="light", media="screen")
     tab.goto(uri)
     tab.evaluate("sessionStorage.clear(), localStorage.clear()")
     for event, listener in listeners.items():
@@ -115,6 +117,18 @@ def opened(tab, file: Path):
 
 def column(page, number: int) -> list[str]:
     return page.locator(f"#table tbody td:nth-child({number})").all_inner_texts()
+
+
+def test_the_page_opens_with_codec_by_ratio(page):
+    assert page.locator("main > section").first.get_attribute("id") == "answer"
+    mrpc = page.locator("#answers table", has_text="lighttoken_paper")
+    assert mrpc.locator("thead th").all_inner_texts() == ["codec", "5x", "25x", "103x"]
+    assert mrpc.locator(".best").count() == 3
+    assert mrpc.locator("tr.line").all_inner_texts()[1].split() == ["constant", "answer", "0.7400"]
+    svd = mrpc.locator("tr", has_text="svd").locator("td").last
+    assert "no better than a constant" in svd.inner_text()
+    bar, whole, constant = (svd.locator(f".{name}").bounding_box() for name in ("fill", "whole", "constant"))
+    assert bar["x"] + bar["width"] < constant["x"] + 5 < whole["x"]
 
 
 def test_sort_by_header_with_the_keyboard(page):
@@ -188,6 +202,19 @@ def test_the_charts_are_drawn_and_fit_the_width(page):
     assert button.get_attribute("aria-pressed") == "false"
     assert page.locator("#distortion .legend button", has_text="svd").get_attribute("aria-pressed") == "false"
     expect(traces).to_have_count(before - 1)
+
+
+def test_the_page_prints_whole(page):
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    panels = page.locator("main .panel")
+    assert panels.count() == page.locator("main .panel:has(.main-svg[viewBox] .trace)").count() > 5
+    is_cut = "(element) => element.scrollHeight > element.clientHeight + 1"
+    assert page.evaluate(f"[...document.querySelectorAll('.scroll, main .panel')].filter({is_cut}).length") == 0
+    assert page.locator("#table tbody tr").count() == 23
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.emulate_media(media="screen")
+    assert page.locator(".main-svg[viewBox]").count() == 0
 
 
 def test_the_theme_follows_the_system_until_the_reader_chooses(page):

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from lighttoken.dashboard.charts import make_charts, score_chart
-from lighttoken.dashboard.gather import CURVE_POINTS, artifacts, gather, points
+from lighttoken.dashboard.charts import BOUND, PAPER, make_charts, score_chart
+from lighttoken.dashboard.curves import CURVE_POINTS
+from lighttoken.dashboard.gather import artifacts, gather, points
+from lighttoken.dashboard.report import write_report
 from lighttoken.dashboard.style import INK, OTHERS, OURS, style
+from tests.dashboard.conftest import read_data
 
 
 def scored(score: float) -> dict:
@@ -82,6 +85,22 @@ def test_recipes_are_not_mixed(run_folder, tmp_path):
     assert len(score_chart(points(runs)).panels) == 2
 
 
+def test_what_cuts_a_run_short_stands_in_every_heading(run_folder):
+    cuts = {"limit_rows": 2000, "trainer": {"max_epochs": 1, "max_steps": -1, "limit_train_batches": 1}}
+    for codec in ("none", "svd"):
+        run_folder("mrpc", codec, config=cuts | {"task": {"name": "mrpc", "limit_rows": 2000, "train_rows": None}})
+        run_folder("cola", codec, config={"limit_rows": None, "trainer": {"max_epochs": 3, "max_steps": -1}})
+    runs = gather([Path("outputs")])
+    titles = {run.record["task"]: run.title for run in runs}
+    assert titles["cola"] == "cola, minilm_l6, 3 epochs"
+    assert titles["mrpc"] == "mrpc, minilm_l6, 1 epoch, limit_rows=2000, limit_train_batches=1"
+    write_report(runs, Path("report"), None, None)
+    svg, markdown, latex = (Path("report", name).read_text() for name in ("score.svg", "scores.md", "scores.tex"))
+    assert all("1 epoch, limit_rows=2000" in text for text in (svg.replace("\n", " "), markdown))
+    assert r"1 epoch, limit\_rows=2000" in latex
+    assert {answer["title"] for answer in read_data(Path("report/index.html"))["answers"]} == {*titles.values()}
+
+
 def test_a_class_that_moves_to_another_module_is_the_same_setting(run_folder, tmp_path):
     for module in ("finetune", "tasks.finetuner"):
         config = {"finetune": {"_target_": f"lighttoken.{module}.FineTuner"}, "trainer": {"max_epochs": 3}}
@@ -137,6 +156,27 @@ def test_an_artifact_that_many_tasks_share_counts_once(run_folder, tmp_path):
     assert len(artifacts(gather([tmp_path / "outputs"]))) == 2
 
 
+def test_variants_of_a_codec_share_a_colour_alone_and_an_artifact_is_drawn_once(run_folder):
+    heal = {"texts": "corpus", "steps": 900}
+    for ratio in (25.0, 103.0):
+        run_folder("mrpc", "lighttoken", ratio, artifact=f"artifacts/{ratio}")
+    run_folder("mrpc", "lighttoken", 103.0, config={"heal": heal}, artifact="artifacts/103.0")
+    run_folder("mrpc", "lighttoken", 103.0, config={"backbone_precision": "int8"}, artifact="copy/of/artifacts/103.0")
+    score, distortion, *_ = make_charts(gather([Path("outputs")]))
+    lines = [line for line in score.panels[0].series if line.label != PAPER]
+    assert [line.label for line in lines] == [
+        "lighttoken (backbone_precision=float32, heal=corpus)",
+        "lighttoken (backbone_precision=float32, heal=none)",
+        "lighttoken (backbone_precision=int8, heal=none)",
+    ]
+    assert len({line.colour for line in lines}) == 1
+    assert len({line.marker for line in lines}) == len({line.dash for line in lines}) == 3
+    assert lines[1].width > 2  # the one of the most runs
+    tables = [line for line in distortion.panels[0].series if line.label != BOUND]
+    assert [(line.label, len(line.x)) for line in tables] == [("lighttoken", 2)]
+    assert all(note.startswith("n = 1") for note in tables[0].notes)
+
+
 def test_stages_follow_each_other(run_folder, tmp_path):
     run_folder("mrpc", "lighttoken_paper")
     chart = make_charts(gather([tmp_path / "outputs"]))[-1]
@@ -147,7 +187,8 @@ def test_stages_follow_each_other(run_folder, tmp_path):
 
 
 def test_every_codec_has_a_look_of_its_own():
-    looks = [tuple(sorted(style(codec).items(), key=str)) for codec in (*OURS, *OTHERS, "none")]
+    codecs = [(codec, variant) for codec in (*OURS, *OTHERS) for variant in range(6)]
+    looks = [tuple(style(*codec)[part] for part in ("colour", "marker", "dash")) for codec in [*codecs, ("none", 0)]]
     assert len(set(looks)) == len(looks)
     assert style("unheard_of") == style("unheard_of")
 

@@ -1,6 +1,7 @@
 import http.client
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from lighttoken.dashboard.charts import score_chart
-from lighttoken.dashboard.figures import draw
+from lighttoken.dashboard.figures import distinct_markers, draw, draw_column
 from lighttoken.dashboard.gather import gather, points
 from lighttoken.dashboard.serve import serve
 from tests.dashboard.conftest import page_of, read_data, write_run
@@ -35,6 +36,26 @@ def test_a_page_figures_and_tables_are_written(command, run_folder):
     (run,) = read_data(output / "index.html")["runs"]
     assert (output / run["link"]).resolve() == folder.resolve()
     assert sum(run["bytes_by_part"].values()) == run["artifact_bytes"]
+
+
+def test_figures_for_a_paper_fit_a_column_and_need_no_colours(command, run_folder):
+    for codec in ("none", "lighttoken", "lighttoken_paper", "svd", "opq"):
+        for ratio in (25.0, 103.0):
+            run_folder("mrpc", codec, ratio)
+    code, _, err = command("report", "outputs", "--style", "paper")
+    assert (code, err) == (0, "")
+    figures = {path.name: path for path in Path("outputs/report/paper").iterdir()}
+    assert {"score_mrpc-minilm-l6-3-epochs.pdf", "score_mrpc-minilm-l6-3-epochs.svg", "spectrum.pdf"} <= set(figures)
+    box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", figures["score_mrpc-minilm-l6-3-epochs.pdf"].read_bytes())
+    assert box is not None
+    assert float(box[1]) == pytest.approx(3.3 * 72, abs=0.5)
+    chart = score_chart(points(gather([Path("outputs")])))
+    axes = draw_column(chart.panels[0], distinct_markers(chart)).axes[0]
+    assert len(axes.get_title().splitlines()) == 1
+    lines = [line for line in axes.get_lines() if line.get_linestyle() != "None"]
+    assert {line.get_linewidth() for line in lines} == {1.0}
+    markers = [line.get_marker() for line in lines if len(line.get_xdata()) == 2 and line.get_color() != "black"]
+    assert len(set(markers)) == len(markers) == 4
 
 
 def test_a_wandb_report_needs_a_key(command, monkeypatch, tmp_path):

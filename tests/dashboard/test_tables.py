@@ -50,7 +50,7 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
     assert (ours["n"], float(ours["mean"])) == ("2", pytest.approx(0.80))
     assert float(ours["retention"]) == pytest.approx(0.80 / 0.81)
     lines = Path("scores.md").read_text().splitlines()
-    assert lines[0] == "## mrpc, minilm_l6"
+    assert lines[0] == "## mrpc, minilm_l6, 3 epochs"
     pq = rows["pq", "25.0"]
     assert f"| pq | 25 | {float(pq['ratio']):.2f} | {pq['bytes']} | {float(pq['nmse']):.4f} | 1 | 0.7950 |" in lines[7]
     # pq has seed 0 alone, where lighttoken has 0.79.
@@ -189,7 +189,7 @@ def test_latex_has_codecs_by_ratio_and_no_command_of_a_name(run_folder):
     run_folder("mrpc", "svd", 103.0, **scored(0.6))
     write_tables(gather([Path("outputs")]), Path("."))
     lines = Path("scores.tex").read_text().splitlines()
-    assert lines[2:5] == [r"\caption{mrpc, minilm\_l6}", r"\begin{tabular}{lrrr}", r"\toprule"]
+    assert lines[2:5] == [r"\caption{mrpc, minilm\_l6, 3 epochs}", r"\begin{tabular}{lrrr}", r"\toprule"]
     assert r"codec & 1x & 25x & 103x \\" in lines
     assert r"none & 0.810 $\pm$ 0.014 &  &  \\" in lines
     assert r"lighttoken &  & \textbf{0.800} $\pm$ 0.014 (0.988) &  \\" in lines

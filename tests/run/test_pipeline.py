@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from lighttoken import LighttokenError, load_table
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, hash_table
 from lighttoken.run import artifacts
+from lighttoken.run.answers import ANSWERS_FILE, read_answers
 from lighttoken.run.transfer import load_teacher
 from lighttoken.tasks.finetuner import FineTuner
 
@@ -60,6 +61,7 @@ def test_a_run_leaves_exactly_these_files(train, architecture):
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
+        "answers.safetensors",
         "hparams.yaml",
         "metrics.csv",
         "record.json",
@@ -73,6 +75,10 @@ def test_a_run_leaves_exactly_these_files(train, architecture):
     assert record["artifact_bytes"] == sum(path.stat().st_size for path in artifact.iterdir())
     assert record["ratio"] == 200 * 32 * 4 / record["artifact_bytes"] >= 2.5
     assert record["metrics"].keys() == {"val/accuracy", "val/loss"}
+    assert record["constant"] == {"val/accuracy": 0.5}
+    answers, labels = read_answers(folder / ANSWERS_FILE)["val"]
+    assert len(labels) == 24
+    assert float((answers == labels).double().mean()) == pytest.approx(record["metrics"]["val/accuracy"])
     assert record["seconds"].keys() == {"load", "compress", "measure", "finetune", "evaluate"}
     assert (record["table"]["rows"], record["table"]["dim"]) == (200, 32)
     assert len(record["compression"]["nmse_by_frequency_tenth"]) == 10

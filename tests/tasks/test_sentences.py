@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
-from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.classification import BinaryAccuracy, BinaryF1Score
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from lighttoken import LighttokenError
 from lighttoken.tasks.data import in_share
+from lighttoken.tasks.glue import MatthewsCorrCoef
 from lighttoken.tasks.rotten_tomatoes import RottenTomatoes
 
 
@@ -230,3 +232,17 @@ def test_labels_may_be_names_of_classes(glue, sst2):
     data = glue(label_names=["bad", "fine"])
     data.prepare_data()
     assert list(data.splits["train"]["labels"]) == [1, 0, 1]
+
+
+def test_a_constant_answer_has_the_scores_of_the_majority_class(glue, sst2):
+    rows = {"sentence": ["good", "bad", "a", "film"], "label": [1, 1, 0, 1], "idx": [0, 1, 2, 3]}
+    Dataset.from_dict(rows).to_parquet(sst2 / "validation.parquet")
+    metrics = {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "matthews_corrcoef": MatthewsCorrCoef()}
+    data = glue(metrics=metrics)
+    data.setup()
+    assert data.constant_scores() == pytest.approx(
+        {"val/accuracy": 0.75, "val/f1": 6 / 7, "val/matthews_corrcoef": 0.0}
+    )
+    numbers = glue(num_labels=1, metrics={"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()})
+    numbers.setup()
+    assert numbers.constant_scores() == {"val/pearson": 0.0, "val/spearman": 0.0}

@@ -12,7 +12,7 @@ function trace(series) {
     visible: !hidden.has(series.label),
     mode: [series.width && "lines", series.marker && "markers"].filter(Boolean).join("+"),
     line: { color: colour, width: series.width, dash: series.dash },
-    marker: { color: colour, symbol: series.marker || "circle", size: series.marker === "star-open" ? 13 : 8 },
+    marker: { color: colour, symbol: series.marker || "circle", size: series.marker === "star-open" ? 13 : 9 },
     ...(series.error && { error_y: { type: "data", array: series.error.map((error) => error || 0), thickness: 1.2, width: 3 } }),
     text: series.x.map((_, i) => escaped((series.notes || [])[i] || "")),
     hovertemplate: `<b>${escaped(series.label)}</b><br>%{x:.4~g}: %{y:.4~g}<br>%{text}<extra></extra>`,
@@ -61,6 +61,23 @@ const onSight = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px" });
 
+// On paper all charts are drawn, and their pictures are scaled to the width of the page.
+function drawForPrint(starts) {
+  printing = starts;
+  for (const element of document.querySelectorAll("main .panel")) {
+    onSight.unobserve(element);
+    charts.set(element, () => plot(element, element.panel));
+    charts.get(element)();
+    for (const picture of element.querySelectorAll(".main-svg")) {
+      const size = `0 0 ${picture.getAttribute("width")} ${picture.getAttribute("height")}`;
+      if (starts) picture.setAttribute("viewBox", size);
+      else picture.removeAttribute("viewBox");
+    }
+  }
+}
+addEventListener("beforeprint", () => drawForPrint(true));
+addEventListener("afterprint", () => drawForPrint(false));
+
 function addPanel(parent, panel) {
   const element = make("div", { className: "panel", panel, role: "img" });
   const labels = panel.series.map((series) => series.label).join(", ");
@@ -74,6 +91,10 @@ const SHAPES = {
   square: "M9.5 2.5h7v7h-7z",
   "triangle-up": "M13 1.5l4.5 8h-9z",
   diamond: "M13 1l4.5 5l-4.5 5l-4.5-5z",
+  "triangle-down": "M13 10.5l4.5-8h-9z",
+  cross: "M11.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+  pentagon: "M13 1.3l4.7 3.5-1.8 5.6h-5.8l-1.8-5.6z",
+  x: "M10 1l3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z",
   "star-open": "M13 0l1.6 4.1 4.4.3-3.4 2.8 1.1 4.3L13 9.1 9.3 11.5l1.1-4.3L7 4.4l4.4-.3z",
 };
 

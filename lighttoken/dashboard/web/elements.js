@@ -31,5 +31,6 @@ const memory = {
 // ---- theme: the system's until the reader chooses one
 const root = document.documentElement;
 const systemDark = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
+let printing = false; // paper is white
+const isDark = () => !printing && (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
 const colourOf = (colour) => (colour === "ink" ? (isDark() ? "#e6e9ee" : "#1b1f24") : colour);

@@ -59,6 +59,7 @@ async function start() {
   const data = await new Response(stream).json();
   for (const section of document.querySelectorAll("section"))
     $("nav").append(make("a", { href: `#${section.id}`, textContent: $("h2", section).textContent }));
+  addAnswers(data.answers);
   addPoints(data.points);
   addRuns(data.runs);
   // plotly.js stands below this script, so that the tables need not wait for it.

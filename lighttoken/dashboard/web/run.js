@@ -64,6 +64,7 @@ function facts(run) {
   return pairs({
     status: make("span", { className: run.status }, run.status),
     model: run.model,
+    recipe: run.recipe,
     score: shortNumber(run.score),
     retention: shortNumber(run.retention),
     ratio: ratioText(run.ratio),

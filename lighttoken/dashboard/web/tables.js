@@ -55,17 +55,14 @@ function sortable(table, columns, rows, { key, start, filter = () => true, prepa
   return show;
 }
 
-function withDot(row, label) {
-  const dot = make("span", { className: "dot" });
-  dot.style.background = row.colour === "ink" ? "var(--ink)" : row.colour;
-  return make("span", {}, dot, label);
-}
+// A label behind the line and the marker that its row has in the charts.
+const withLook = (row, label) => make("span", { className: "look" }, swatch(row.look), label);
 
 function addPoints(points) {
   const columns = [
     { name: "task", value: (row) => row.task },
     { name: "model", value: (row) => row.model, minor: true },
-    { name: "codec", value: (row) => row.label, cell: (row) => withDot(row, row.label) },
+    { name: "codec", value: (row) => row.label, cell: (row) => withLook(row, row.label) },
     { name: "ratio", value: (row) => row.ratio, text: fixed(1), number: true },
     { name: "score", value: (row) => row.score, number: true, falling: true,
       cell: (row) => fixed(4)(row.score) + (row.std == null ? "" : ` ± ${fixed(4)(row.std)}`) },
@@ -89,7 +86,8 @@ function folderCell(run) {
 
 const RUN_COLUMNS = [
   { name: "run", value: (run) => `${run.task} ${run.label} ${run.ratio_asked ?? 0}`,
-    cell: (run) => make("a", { href: runUrl(run) }, withDot(run, `${run.task}, ${run.label}`)) },
+    cell: (run) => make("span", {}, make("a", { href: runUrl(run) }, withLook(run, `${run.task}, ${run.label}`)),
+      make("div", { className: "soft", textContent: run.recipe })) },
   { name: "target ratio", value: (run) => run.ratio_asked, text: ratioText, number: true },
   { name: "score", value: (run) => run.score, text: fixed(4), number: true, falling: true },
   { name: "retention", value: (run) => run.retention, text: fixed(3), number: true, falling: true },
@@ -106,7 +104,7 @@ const RUN_COLUMNS = [
 ];
 
 function addRuns(runs) {
-  const words = (run) => [run.task, run.label, run.codec, run.model, run.status, run.id, run.error,
+  const words = (run) => [run.task, run.label, run.recipe, run.codec, run.model, run.status, run.id, run.error,
     `seed${run.seed}`, `${run.ratio_asked}x`].join(" ").toLowerCase();
   const texts = new Map(runs.map((run) => [run, words(run)]));
   const selects = { status: $("#filter-status"), task: $("#filter-task"), codec: $("#filter-codec") };
