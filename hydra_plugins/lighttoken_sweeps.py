@@ -8,7 +8,6 @@ import importlib
 import json
 import logging
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,15 +93,13 @@ class ProcessLauncher(Launcher):
 
     def command(self, overrides: Sequence[str], folder: str) -> list[str]:
         """The command line of a job."""
-        hydra = self.config.hydra
-        added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-        flags = [f"--config-dir={path.removeprefix('file://')}" for path in added]
-        values = [value for value in hydra.overrides.hydra if not value.startswith("hydra.mode=")]
+        from lighttoken.run.sweep import job_command
+
+        hydra, values = self.config.hydra, []
         for key, path in (("run", folder), ("sweep", str(Path(hydra.sweep.dir).absolute()))):
             quoted = path.replace("'", "\\'")
             values.append(f"hydra.{key}.dir='{quoted}'")
-        fixed = ["hydra.mode=RUN", "progress=false"]
-        return [sys.executable, "-m", "lighttoken.train", *flags, *values, *self.defaults, *overrides, *fixed]
+        return job_command(hydra, [*self.defaults, *overrides], *values)
 
     @abstractmethod
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:

@@ -61,7 +61,7 @@ COMMANDS = {
     "nothing to compress": ["compress", "codec=none", "output=o"],
     "two goals": ["compress", "quality=0.3", "ratio=30", "output=o"],
     "an unknown tie": ["compress", "tie=maybe", "output=o"],
-    "two devices": ["train", "trainer.devices=2", "codec=none"],
+    "two processes by fork": ["train", "trainer.devices=2", "+trainer.strategy=ddp_fork", "codec=none"],
     "two nodes": ["train", "+trainer.num_nodes=2", "codec=none"],
     "endless training": ["train", "trainer.max_epochs=-1", "codec=none"],
     "rounded labels": ["train", "trainer.precision=bf16-true", "codec=none"],

@@ -4,7 +4,6 @@ Elsewhere: whether a device is there (`run/trainer.py`), whether the data has th
 can meet the ratio (`codec/`).
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from lighttoken.config.messages import one_line
 from lighttoken.config.schema import Compress, Train
 from lighttoken.config.signatures import check_keys, check_node, parameters
 from lighttoken.errors import LighttokenError
+from lighttoken.run.process import processes_started
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
@@ -46,6 +46,7 @@ def check(config: DictConfig) -> None:
         _check_precisions(plain)
         _check_callbacks(plain)
         _check_trainer(plain["trainer"])
+        _check_sharding(plain)
         if plain["heal"] and plain["init_from"]:
             raise LighttokenError(f"init_from={plain['init_from']} brings a body of its own; leave out heal=")
     if schema is Compress:
@@ -61,6 +62,11 @@ class CheckJobs(Callback):
         """Raise SystemExit with code 2, and print the line of the error, for a config that cannot work."""
         loader = GlobalHydra.instance().config_loader()
         try:
+            if (processes := processes_started()) > 1:
+                raise LighttokenError(
+                    f"torchrun or srun has started {processes} processes, and each would run the sweep; start the "
+                    "sweep without, its jobs start their own processes"
+                )
             for overrides in _jobs(config.hydra.overrides.task):
                 job = loader.load_sweep_config(config, overrides)
                 with open_dict(job.hydra):
@@ -131,9 +137,7 @@ def _check_callbacks(config: dict[str, Any]) -> None:
 
 
 def _check_trainer(trainer: dict[str, Any]) -> None:
-    """Training without an end, and more than one process."""
-    from lighttoken.run.trainer import check_processes  # here, as it imports Lightning, which compress can do without
-
+    """Training without an end, and processes that are started in a way that leaves no result."""
     epochs = trainer.get("max_epochs")
     # Lightning stops after 1,000 epochs if nothing is set, and never if max_time is.
     endless = epochs < 0 if epochs is not None else trainer.get("max_time") is not None
@@ -142,13 +146,19 @@ def _check_trainer(trainer: dict[str, Any]) -> None:
             f"trainer.max_epochs={epochs} has no end, and the learning rate falls to 0 at the end; set "
             "trainer.max_epochs=3, or trainer.max_steps"
         )
-    devices = trainer.get("devices", 1)
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-    nodes = int(trainer.get("num_nodes", 1))
-    check_processes(f"trainer.devices={devices}", count, "set trainer.devices=1")
-    check_processes(f"trainer.num_nodes={nodes}", nodes, "set trainer.num_nodes=1")
-    world = os.environ.get("WORLD_SIZE", "1")  # of torchrun, whose processes would make a run each
-    check_processes(f"WORLD_SIZE={world}", int(world) if world.isdecimal() else 1, "start it without torchrun")
+    strategy = str(trainer.get("strategy", "auto"))
+    if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise LighttokenError(f"trainer.strategy={strategy} leaves the run without its model; set trainer=ddp")
+
+
+def _check_sharding(config: dict[str, Any]) -> None:
+    """A trained part of the embedding, whose learning rate and rounding need all of it, with trainer=fsdp."""
+    strategy, trainable = config["trainer"].get("strategy"), (config["finetune"] or {}).get("trainable", "frozen")
+    if isinstance(strategy, dict) and strategy["_target_"].endswith("ModelParallelStrategy") and trainable != "frozen":
+        raise LighttokenError(
+            f"finetune.trainable={trainable} trains a part of the embedding, which trainer=fsdp cannot divide; set "
+            "finetune.trainable=frozen or trainer=ddp"
+        )
 
 
 def _check_healing(config: dict[str, Any]) -> None:

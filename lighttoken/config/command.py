@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lighttoken.config.messages import one_line
 from lighttoken.config.schema import config_dir, register
 from lighttoken.errors import LighttokenError
+from lighttoken.run.process import rank
 from lighttoken.run.secrets import refuse_secrets
 from lighttoken.version import __version__
 
@@ -54,7 +56,8 @@ def run_command(config_name: str, run: str) -> None:
     with _one_line_errors(message, show_traceback):
         refuse_secrets(sys.argv[1:])
         sys.argv[1:] = with_replay(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
+        with quiet_process() if rank() else contextlib.nullcontext():
+            hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
 
 
 def with_replay(arguments: Sequence[str]) -> list[str]:
@@ -72,6 +75,15 @@ def with_replay(arguments: Sequence[str]) -> list[str]:
             raise LighttokenError(f"{argument} is not the folder of a run: it has no .hydra/overrides.yaml")
         replayed += OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[arg-type]
     return replayed
+
+
+@contextlib.contextmanager
+def quiet_process() -> Iterator[None]:
+    """Inside, the command has a folder that nobody sees, and logs errors alone: one of several processes of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        logs = ["hydra/job_logging=stdout", "hydra.job_logging.root.level=ERROR"]
+        sys.argv += [f"hydra.run.dir={folder}", "hydra.output_subdir=null", *logs]
+        yield
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ NOISE = (
     "Experiment logs directory .* exists and is not empty.*",
     ".*does not have many workers.*",
     ".*will save all targets and predictions in the buffer.*",
+    "You have overridden `on_before_batch_transfer` in `LightningModule`.*",
 )
 
 

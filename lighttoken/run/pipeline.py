@@ -34,15 +34,18 @@ from lighttoken.errors import LighttokenError
 from lighttoken.run.answers import AnswerKeeper
 from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
+from lighttoken.run.distributed import first_process_first, open_trainer
 from lighttoken.run.healing import heal_once
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
+from lighttoken.run.process import rank
 from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settle
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
-from lighttoken.run.trainer import load_best, make_trainer, resume_folder
+from lighttoken.run.trainer import load_best, resume_folder
 from lighttoken.run.transfer import load_body, load_teacher
 from lighttoken.tasks.data import TaskData
+from lighttoken.tasks.shares import in_order
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +74,10 @@ def train(config: DictConfig) -> Record:
     backbone: Backbone = instantiate(config.model)
     codec: Codec | Uncompressed = instantiate(config.codec)
     record = new_record(config, backbone, codec)
-    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
-    with saying_what_is_kept(config, record), record.running():
-        with record.phase("load"):  # the task's rows, the backbone with the head of the task, the trainer
-            run = load(config, backbone, codec, record, loggers)
+    loggers: list[Logger] = [] if rank() else list(instantiate(config.logger or {}).values())
+    with saying_what_is_kept(config, record), record.running(), open_trainer(config, loggers, record) as trainer:
+        with record.phase("load"):  # the task's rows, the backbone with the head of the task
+            run = load(config, backbone, codec, record, loggers, trainer)
         with open_loggers(loggers, record):  # only now: a run that cannot be does not appear in W&B
             with record.phase("compress"):  # make the compressed table, or read an artifact; swap it in
                 compressed = compress(run)
@@ -96,9 +99,9 @@ def train(config: DictConfig) -> Record:
             reference = find_reference(record, Path(config.output_dir))
             for logger in loggers:
                 log_result(logger, record, reference)
-    if config.resume:
+    if rank() == 0:
         shutil.rmtree(resume_folder(config), ignore_errors=True)
-    print_closing_table(record, reference)
+        print_closing_table(record, reference)
     return record
 
 
@@ -136,14 +139,19 @@ def new_record(config: DictConfig, backbone: Backbone, codec: Codec | Uncompress
 
 
 def load(
-    config: DictConfig, backbone: Backbone, codec: Codec | Uncompressed, record: Record, loggers: list[Logger]
+    config: DictConfig,
+    backbone: Backbone,
+    codec: Codec | Uncompressed,
+    record: Record,
+    loggers: list[Logger],
+    trainer: L.Trainer,
 ) -> Run:
     """Read and build everything that a run needs, and enter the sizes of the uncompressed model."""
     torch.set_float32_matmul_precision("highest")  # for the codec, whatever an earlier job has set
-    trainer = make_trainer(config, loggers, record.directory)
     if trainer.strategy.root_device.type == "cpu":
         record.hardware["accelerator"] = "none"  # this run leaves an accelerator of the machine unused
-    data = load_data(config, backbone)
+    with first_process_first(trainer):  # the others find the tokenised rows in the cache
+        data = load_data(config, backbone)
     model, teacher = load_models(config, data, backbone)
     # Healing changes weights in place, which a shared copy would see.
     original = model if data.trains else copy.deepcopy(model) if config.heal else shared_copy(model)
@@ -193,7 +201,8 @@ def compress(run: Run) -> CompressedTable | None:
     else:
         cache = ArtifactCache(Path(config.output_dir), config.progress, run.loggers)
         head = run.model.get_output_embeddings() is not None
-        artifact = cache.get(run.table, run.backbone, run.codec, config.ratio, config.seed, head, config.tie)
+        with first_process_first(run.trainer):
+            artifact = cache.get(run.table, run.backbone, run.codec, config.ratio, config.seed, head, config.tie)
         compressed = artifact.compressed
         record.add_artifact(compressed.nbytes, artifact.directory, artifact.reused)
         record.peak_memory_tables = artifact.peak_memory
@@ -209,24 +218,27 @@ def heal_backbone(run: Run, compressed: CompressedTable | None) -> None:
     if compressed is None:
         log.info("codec=none has nothing to heal")
         return
-    healed = heal_once(
-        Path(config.output_dir),
-        Path(str(record.artifact)),
-        run.backbone,
-        compressed,
-        instantiate(config.heal),
-        run.data,
-        config.seed,
-        loggers=run.loggers,
-        progress=config.progress,
-        accelerator=config.trainer.accelerator,
-    )
+    with first_process_first(run.trainer):
+        healed = heal_once(
+            Path(config.output_dir),
+            Path(str(record.artifact)),
+            run.backbone,
+            compressed,
+            instantiate(config.heal),
+            run.data,
+            config.seed,
+            loggers=run.loggers,
+            progress=config.progress,
+            accelerator=config.trainer.accelerator,
+        )
     healed.put_into(run.model)
     record.healing = healed.summary
 
 
 def measure(run: Run, compressed: CompressedTable | None) -> None:
     """Enter what the record says of the table and of the artifact: spectrum, bound, errors, bytes by part."""
+    if not run.trainer.is_global_zero:
+        return
     run.record.table = measure_table(run.table)
     if compressed is not None:
         frequencies = common_frequencies(run.data.tokenizer, len(run.table))
@@ -251,7 +263,9 @@ def fine_tune(run: Run) -> L.LightningModule:
     torch.set_float32_matmul_precision(config.matmul_precision)
     # Seed again: batches and dropout are the same for every codec, however many numbers it has drawn.
     L.seed_everything(config.seed, verbose=False)
-    if config.resume and (checkpoint := find_checkpoint(resume_folder(config))):
+    with first_process_first(run.trainer):  # which puts a damaged checkpoint aside
+        checkpoint = find_checkpoint(resume_folder(config)) if config.resume else None
+    if checkpoint:
         record.resumed = str(checkpoint)
         log.info("continuing from %s", checkpoint)
         callbacks = torch.load(checkpoint, weights_only=True, mmap=True)["callbacks"]
@@ -286,7 +300,7 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     """
     config, record, trainer, data = run.config, run.record, run.trainer, run.data
     load_best(trainer, module, keep=config.resume)
-    if config.save_model:
+    if config.save_model and trainer.is_global_zero:
         with write_folder(record.directory / MODEL_FOLDER) as folder:
             save_with_tokenizer(run.model, data.tokenizer, folder)
     reduce_precision(run.model, config.backbone_precision)
@@ -302,7 +316,7 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     prefixes = tuple(f"{name}/" for name in data.eval_names)
     record.metrics = {name: float(scores[name]) for name in scores if name.startswith(prefixes)}
     record.constant = data.constant_scores()
-    if config.save_model:
+    if config.save_model and trainer.is_global_zero:
         write_card(run, record.directory / MODEL_FOLDER)
 
 
@@ -326,6 +340,8 @@ def write_card(run: Run, folder: Path) -> None:
 def predict(run: Run, module: L.LightningModule) -> None:
     """Answer the test split, in `predictions/` of the run folder."""
     answers: Any = run.trainer.predict(module, run.data)
-    folder = run.record.directory / "predictions"
-    make_directory(folder)
-    run.data.write_answers(answers if isinstance(answers[0], list) else [answers], folder)
+    answers = [in_order(batches) for batches in (answers if isinstance(answers[0], list) else [answers])]
+    if run.trainer.is_global_zero:
+        folder = run.record.directory / "predictions"
+        make_directory(folder)
+        run.data.write_answers(answers, folder)

@@ -1,9 +1,25 @@
-"""Which process makes a run, so that a run whose process was killed outright does not look as if it went on."""
+"""Which process makes a run: among the processes of the run, and among those of the machine.
+
+The latter so that a run whose process was killed outright does not look as if it went on.
+"""
 
 import os
 import platform
 from pathlib import Path
 from typing import Any
+
+
+def rank() -> int:
+    """The number of this process among those of a run, from 0, as our launcher, torchrun or srun set it."""
+    if {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+        return int(os.environ["RANK"])
+    return int(os.environ["SLURM_PROCID"]) if processes_started() > 1 else 0
+
+
+def processes_started() -> int:
+    """How many processes torchrun or srun have started for this command; 1 without them."""
+    name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
+    return int(os.environ.get(name, 1))
 
 
 def this_process() -> dict[str, Any]:

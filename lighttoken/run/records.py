@@ -26,7 +26,7 @@ from torch import nn
 from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.backbone.precision import model_bytes
 from lighttoken.errors import LighttokenError
-from lighttoken.run.process import this_process
+from lighttoken.run.process import rank, this_process
 from lighttoken.run.reading import RECORD_FILE, read_records
 from lighttoken.run.secrets import masked
 from lighttoken.version import __version__
@@ -102,6 +102,8 @@ class Record:
 
         Raises LighttokenError if the run folder cannot be written.
         """
+        if rank():  # only the first process of a run writes
+            return
         content = {"status": self.status} | {k: v for k, v in asdict(self).items() if k != "directory"}
         make_directory(self.directory)
         write_atomically(self.directory / RECORD_FILE, masked(json.dumps(content, indent=2)).encode())

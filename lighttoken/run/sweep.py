@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,15 @@ def end_processes(by: int = signal.SIGTERM) -> None:
     _stopping.set()
     for process in list(_running):
         process.send_signal(by)
+
+
+def job_command(hydra: Any, overrides: Sequence[str], *values: str) -> list[str]:
+    """The command line of a job, given Hydra's part of the config; `values` are further ones of it."""
+    added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = [f"--config-dir={path.removeprefix('file://')}" for path in added]
+    kept = [value for value in hydra.overrides.hydra if not value.startswith("hydra.mode=")]
+    fixed = ["hydra.mode=RUN", "progress=false"]
+    return [sys.executable, "-m", "lighttoken.train", *flags, *kept, *values, *overrides, *fixed]
 
 
 def run_job(job: Job, command: list[str]) -> None:

@@ -10,18 +10,20 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lighttoken.errors import LighttokenError
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, CheckedCheckpoints, read_checkpoint
+from lighttoken.run.process import processes_started
 from lighttoken.run.records import asked_for
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
     """The trainer with its callbacks.
 
-    Raises LighttokenError for a device that is not there and for more than one process.
+    Raises LighttokenError for a device or a strategy that is not there.
     """
     callbacks = make_callbacks(config, loggers)
     settings = {
@@ -32,10 +34,12 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         "use_distributed_sampler": False,  # the order of rows is the task's, whatever the strategy
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     }
+    if processes_started() == 1 and config.trainer.devices != 1 and "plugins" not in config.trainer:
+        settings["plugins"] = LightningEnvironment()  # whatever cluster a single process was started on
     try:
         trainer: L.Trainer = instantiate(config.trainer, **settings)
     except InstantiationException as error:
-        if not isinstance(error.__cause__, MisconfigurationException):
+        if not isinstance(error.__cause__, (MisconfigurationException, ValueError)):
             raise
         names = ("accelerator", "devices", "precision")
         values = ", ".join(f"trainer.{name}={config.trainer[name]}" for name in names)
@@ -43,7 +47,6 @@ def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> 
         raise LighttokenError(
             f"{values} do not work here: {reason}; trainer.accelerator=auto takes what there is"
         ) from error
-    check_processes(f"trainer.devices={config.trainer.devices}", trainer.world_size, "set trainer.devices=1")
     trainer.strategy.checkpoint_io = CheckedCheckpoints(config.resume)
     return trainer
 
@@ -62,15 +65,6 @@ def make_callbacks(config: DictConfig, loggers: list[Logger]) -> list[L.Callback
     return callbacks
 
 
-def check_processes(cause: str, processes: int, cure: str) -> None:
-    """Raise LighttokenError if a setting makes more than one process."""
-    if processes > 1:
-        raise LighttokenError(
-            f"{cause} makes {processes} processes and a run is one; {cure} and, to use more devices, run the jobs of a "
-            "sweep at once with hydra/launcher=joblib"
-        )
-
-
 def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None:
     """Load the epoch that a checkpoint callback found best on held-out rows; without one the last epoch stays.
 
@@ -79,7 +73,8 @@ def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             module.load_state_dict(read_checkpoint(Path(callback.best_model_path))["state_dict"])
-            if not keep:
+            trainer.strategy.barrier()  # until all processes have read it
+            if not keep and trainer.is_global_zero:
                 Path(callback.best_model_path).unlink()
 
 

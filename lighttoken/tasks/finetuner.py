@@ -1,22 +1,23 @@
 """Fine-tuning: the second LightningModule, around a backbone with a compressed embedding."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, mse_loss
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from lighttoken.backbone.embedding import CompressedEmbedding, Trainable, set_trainable
+from lighttoken.tasks.shares import SharingModule, in_order
 
 LABELS = ("labels", "start_positions", "end_positions")  # the entries of a batch that are no inputs
 
 
-class FineTuner(L.LightningModule):
+class FineTuner(SharingModule):
     """Trains a classifier or a regression with AdamW, linear warm-up and decay (Devlin et al. 2019, appendix A.3).
 
     The backbone is trained. `trainable` says which parts of its token embedding are trained too, the same for every
@@ -57,6 +58,8 @@ class FineTuner(L.LightningModule):
         scores = MetricCollection(dict(metrics))
         self.splits = list(splits)
         self.scores = nn.ModuleDict({split: scores.clone(prefix=f"{split}/") for split in splits})
+        # A loss that is no number stays one; with nan_strategy="disable" torchmetrics 1.9 would ignore the weights.
+        self.losses = nn.ModuleDict({split: MeanMetric(nan_strategy=math.nan) for split in splits})
 
     def forward(self, **batch: Tensor) -> Any:
         return self.model(**batch)
@@ -69,9 +72,9 @@ class FineTuner(L.LightningModule):
             nn.Module.to(self.teacher, self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout depends on the seed and the number of the batch alone. So a resumed run draws what a run without a
-        # break draws.
-        number = self.trainer.fit_loop.total_batch_idx + 1
+        # Dropout depends on the seed, the number of the batch and the process alone. So a resumed run draws what a run
+        # without a break draws.
+        number = (self.trainer.fit_loop.total_batch_idx + 1) * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed((self.seed + 1_000_003 * number) % 2**63)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
@@ -81,10 +84,10 @@ class FineTuner(L.LightningModule):
             with torch.no_grad():
                 target = self.teacher(**model_inputs(batch))
             distance = self.distance(output, target)
-            self.log("train/distance", distance)
+            self.log_mean("train/distance", distance)
             loss = (1 - self.distill_weight) * loss + self.distill_weight * distance
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        self.log_mean("train/loss", loss, prog_bar=True)
+        return self.weight * loss
 
     def distance(self, output: Any, target: Any) -> Tensor:
         """The distance between a model's logits and the teacher's, averaged over the batch.
@@ -101,19 +104,26 @@ class FineTuner(L.LightningModule):
         return self.temperature**2 * torch.stack(parts).mean()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """The `answers` and the `labels` (batch,) of a batch."""
-        split = self.splits[dataloader_idx]
+        """The `answers` and the `labels` (rows,) of a batch."""
+        split, labels = self.splits[dataloader_idx], batch["labels"][: self.rows]
         output = self(**batch)
-        answers = _answers(output.logits)
+        answers = _answers(output.logits)[: self.rows]
         scores: Any = self.scores[split]
-        scores.update(answers, batch["labels"])
-        self.log(f"{split}/loss", output.loss, batch_size=len(batch["labels"]), add_dataloader_idx=False)
-        self.log_dict(scores, prog_bar=True, batch_size=len(batch["labels"]), add_dataloader_idx=False)
-        return {"answers": answers, "labels": batch["labels"]}
+        if len(labels):
+            scores.update(answers, labels)
+        self.log_loss(split, output.loss, len(labels))
+        self.log_dict(scores, prog_bar=True, batch_size=len(labels), add_dataloader_idx=False)
+        return {"answers": answers, "labels": labels}
+
+    def log_loss(self, split: str, loss: Tensor, rows: int) -> None:
+        """Log the mean loss of a split, given that of the `rows` of a batch."""
+        losses: Any = self.losses[split]
+        losses.update(loss, rows)  # Lightning's own mean is wrong for processes with unequal numbers of rows
+        self.log(f"{split}/loss", losses, batch_size=rows, add_dataloader_idx=False)
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The answers (batch,): classes or numbers."""
-        return _answers(self(**model_inputs(batch)).logits)
+        return _answers(self(**model_inputs(batch)).logits)[: self.rows].cpu()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         model: Any = self.model
@@ -136,31 +146,34 @@ class SpanFineTuner(FineTuner):
     """Fine-tunes a model that points at a span of a context (SQuAD), and scores the answers to whole questions."""
 
     def on_validation_epoch_start(self) -> None:
-        # For every split, the logits (length,) of the starts and the ends of all its windows.
-        self.spans: dict[str, tuple[list[Tensor], list[Tensor]]] = {split: ([], []) for split in self.splits}
+        # For every split and batch of windows, the logits (batch, length) of starts and of ends.
+        self.spans: dict[str, list[tuple[Tensor, Tensor]]] = {split: [] for split in self.splits}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         split, output = self.splits[dataloader_idx], self(**batch)
-        starts, ends = self.spans[split]
-        starts.extend(output.start_logits.cpu())
-        ends.extend(output.end_logits.cpu())
-        self.log(f"{split}/loss", output.loss, batch_size=len(output.start_logits), add_dataloader_idx=False)
+        self.spans[split].append(self.logits(output))
+        self.log_loss(split, output.loss, len(output.start_logits[: self.rows]))
+
+    def logits(self, output: Any) -> tuple[Tensor, Tensor]:
+        """The logits (batch, length) of starts and of ends."""
+        return output.start_logits[: self.rows].cpu(), output.end_logits[: self.rows].cpu()
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:  # a few batches do not hold whole questions
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        for split, (starts, ends) in self.spans.items():
-            if starts:
+        for split, batches in self.spans.items():
+            if batches:
                 scores: Any = self.scores[split]
-                scores.update(*data.best_answers(split, starts, ends))
+                spans = in_order(batches)  # the windows of a question may be of several processes
+                if self.trainer.is_global_zero:
+                    scores.update(*data.best_answers(split, spans))
                 self.log_dict(scores.compute(), prog_bar=True)
                 scores.reset()
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The logits (batch, length) of starts and of ends."""
-        output = self(**model_inputs(batch))
-        return output.start_logits.cpu(), output.end_logits.cpu()
+        return self.logits(self(**model_inputs(batch)))
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -162,6 +162,7 @@ class PerplexityScorer(Scorer):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         labels = batch.pop("labels")
         scored = labels != NOT_SCORED
+        scored[len(labels[: self.rows]) :] = False
         models = [self.model] if self.original is self.model else [self.model, self.original]
         outputs: list[Any] = [body_output(model, batch) for model in models]
         states = [output.last_hidden_state[scored] for output in outputs]
@@ -180,4 +181,4 @@ class PerplexityScorer(Scorer):
             "top1_agreement": lambda: (ours.argmax(-1) == theirs.argmax(-1)).float(),
         }
         for name in filter(self.scores.__contains__, scores):  # a divergence takes as long as the head
-            self.log_score(name, scores[name]())
+            self.update(name, scores[name]())

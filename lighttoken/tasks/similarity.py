@@ -72,10 +72,11 @@ class SentenceSimilarity(ZeroShotData):
         return [DataLoader(rows, batch_size=self.eval_batch_size, collate_fn=self._batch)]
 
     def _batch(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The inputs (2 n, length): all first sentences, then all second ones; and `labels` (n,)."""
-        ids = [row[side] for side in ("first", "second") for row in rows]
+        """The inputs (n, 2, length), of the first and the second sentence; and `labels` (n,)."""
+        ids = [row[side] for row in rows for side in ("first", "second")]
         inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-        return {**inputs, "labels": torch.tensor([row["labels"] for row in rows])}
+        pairs = {name: tensor.unflatten(0, (-1, 2)) for name, tensor in inputs.items()}
+        return {**pairs, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 class SimilarityScorer(Scorer):
@@ -86,11 +87,14 @@ class SimilarityScorer(Scorer):
         self.pooling = pooling
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The `answers` and the `labels` (batch,) of a batch."""
-        labels, mask = batch.pop("labels"), batch["attention_mask"].unsqueeze(2)
-        states = self.model(**batch).last_hidden_state.float()
+        """The `answers` and the `labels` (rows,) of a batch."""
+        labels = batch.pop("labels")[: self.rows]
+        # All first sentences, then all second ones.
+        inputs = {name: tensor.transpose(0, 1).flatten(0, 1) for name, tensor in batch.items()}
+        mask = inputs["attention_mask"].unsqueeze(2)
+        states = self.model(**inputs).last_hidden_state.float()
         pooled = states[:, 0] if self.pooling == "cls" else (states * mask).sum(1) / mask.sum(1)
-        similarity = cosine_similarity(*pooled.chunk(2))
+        similarity = cosine_similarity(*pooled.chunk(2))[: self.rows]
         for name in self.scores:
-            self.log_score(name, similarity, labels)
+            self.update(name, similarity, labels)
         return {"answers": similarity, "labels": labels}

@@ -5,7 +5,7 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,19 +155,19 @@ class Squad(TaskData):
     def write_answers(self, outputs: list[list[Any]], folder: Path) -> None:
         """Write squad_NAME.json for every validation split in the official scorer's format: id -> answer."""
         for name, batches in zip(self.validation_splits, outputs, strict=True):
-            starts, ends = ([window for batch in batches for window in batch[i]] for i in (0, 1))
-            answers = {answer["id"]: answer["prediction_text"] for answer in self.best_answers(name, starts, ends)[0]}
+            answers = {answer["id"]: answer["prediction_text"] for answer in self.best_answers(name, batches)[0]}
             write_atomically(folder / f"squad_{name}.json", json.dumps(answers, ensure_ascii=False, indent=1).encode())
 
     def best_answers(
-        self, name: str, starts: list[Tensor], ends: list[Tensor]
+        self, name: str, batches: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Answers and references of the questions of `val` or `dev`, in the form that `SquadScore` takes.
 
-        `starts` and `ends` have the logits (length,) of every window, in order. An answer is a span of at most
-        `max_answer_length` tokens of the context. The best one has the largest sum of its two logits over all windows
-        of the question. Raises LighttokenError if the logits of some windows are missing.
+        `batches` have the logits (batch, length) of the starts and of the ends of all windows, in order. An answer is a
+        span of at most `max_answer_length` tokens of the context. The best one has the largest sum of its two logits
+        over all windows of the question. Raises LighttokenError if the logits of some windows are missing.
         """
+        starts, ends = ([window for batch in batches for window in batch[i]] for i in (0, 1))
         split = self.validation_splits.get(name, name)
         questions, windows = self.questions[split], self.windows[split]
         if len(starts) != len(windows):

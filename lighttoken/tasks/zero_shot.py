@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from datasets import Dataset, DatasetDict, load_dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from lighttoken.codec.corpus import FORMATS
 from lighttoken.errors import LighttokenError
 from lighttoken.tasks.data import TaskData
+from lighttoken.tasks.shares import SharingModule
 
 READERS = FORMATS | {".raw": "text", ".json": "json"}
 
@@ -72,7 +72,7 @@ class ZeroShotData(TaskData):
         raise LighttokenError(f"task={self.name} has no test split to answer; leave out predict=true")
 
 
-class Scorer(L.LightningModule):
+class Scorer(SharingModule):
     """Scores a model as it is. Scores are logged as `val/NAME`."""
 
     def __init__(self, model: PreTrainedModel, metrics: Mapping[str, Metric]):
@@ -80,9 +80,12 @@ class Scorer(L.LightningModule):
         self.model = model.eval()
         self.scores = nn.ModuleDict({name: metric.clone() for name, metric in metrics.items()})
 
-    def log_score(self, name: str, *values: Tensor) -> None:
-        """Update a metric, if the config has it, with the values of a batch."""
-        if name in self.scores:
+    def update(self, name: str, *values: Tensor) -> None:
+        """Update a metric, if the config has it, with the values of some rows."""
+        if name in self.scores and len(values[0]):
             metric: Any = self.scores[name]
             metric.update(*values)
-            self.log(f"val/{name}", metric, batch_size=len(values[0]), prog_bar=True)
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, *args: Any) -> None:
+        # All processes log the same names, whatever rows they have.
+        self.log_dict({f"val/{name}": metric for name, metric in self.scores.items()}, batch_size=1, prog_bar=True)  # type: ignore[misc]

@@ -496,7 +496,12 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
             "trainer.accelerator=gpu",
             "trainer.accelerator=gpu, trainer.devices=1, trainer.precision=32-true do not work here: No supported gpu",
         ),
-        ("trainer.devices=2", "trainer.devices=2 makes 2 processes and a run is one; set trainer.devices=1"),
+        (
+            "trainer.devices=3",
+            "task.batch_size=32 is the size of a whole batch, which 3 processes cannot share; set task.batch_size=33",
+        ),
+        ("+trainer.num_nodes=2", "trainer.num_nodes=2 needs processes on every node; start the command with torchrun"),
+        ("+trainer.strategy=dp2", "trainer.precision=32-true do not work here: You selected an invalid strategy name"),
         (
             "callbacks=early_stopping callbacks.early_stopping.monitor=val/loss task.dev_fraction=0.3",
             "callbacks watch val/loss, which is a reported score and must not decide anything; watch dev/loss instead",

@@ -120,7 +120,7 @@ def test_a_tokenizer_that_pads_on_the_left_gives_the_same_labels(squad, tokenize
 
 def test_a_part_of_the_windows_is_not_scored(squad):
     with pytest.raises(LighttokenError, match=r"1 of \d+ windows of validation were answered .* limit_rows"):
-        squad().best_answers("val", [torch.zeros(16)], [torch.zeros(16)])
+        squad().best_answers("val", [(torch.zeros(1, 16), torch.zeros(1, 16))])
 
 
 def test_the_best_span_is_the_best_of_all_allowed_pairs():
@@ -147,7 +147,7 @@ def test_answers_come_from_the_best_window_of_each_question(squad):
             logits = torch.zeros(length)
             logits[window[key]] = sure
             output.append(logits)
-    answers, references = data.best_answers("val", starts, ends)
+    answers, references = data.best_answers("val", [(starts, ends)])
     assert [answer["prediction_text"] for answer in answers] == [row["answers"]["text"][0] for row in ROWS]
     assert [reference["id"] for reference in references] == [row["id"] for row in ROWS]
 
