@@ -94,6 +94,8 @@ def test_shell_example_works(line, request):
             assert EXTRA.search(line), "extras of lighttoken alone are checked"
         case ["python", "-m", "pytest", path]:
             assert (ROOT / path).exists()
+        case ["PYTHONPATH=examples", "python", "-m", "lighttoken.compress" | "lighttoken.train", *_]:
+            pass  # tests/test_examples.py runs it
         case ["pre-commit", "install" | "run", *_]:
             assert (ROOT / ".pre-commit-config.yaml").is_file()
         case ["python", "-m", "lighttoken.train", *arguments]:
