@@ -410,6 +410,18 @@ def test_a_run_learns_from_an_uncompressed_one(train, checkpoint, sst2):
         load_teacher(roberta, first, "sst2")
 
 
+def test_the_debug_preset_is_a_short_run_apart_from_others(command, checkpoint, sst2):
+    path = checkpoint()
+    arguments = [f"task.data_dir={sst2}", f"model.path={path}", "ratio=2.5", "limit_rows=10", "progress=false"]
+    code, _, err = command("train", "+experiment=debug", "task=sst2", *arguments)
+    assert code == 0, err
+    (folder,) = Path("outputs/debug/runs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["status"], record["codec"], record["config"]["trainer"]["max_epochs"]) == ("done", "svd", 1)
+    assert list(Path("outputs").iterdir()) == [Path("outputs/debug")]
+    assert not (folder / "wandb").exists()
+
+
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_a_stored_model_is_scored_in_its_own_precision(train, precision):
     settings = (
