@@ -202,6 +202,14 @@ def accepts(compose, name: str, key: str, value: str) -> bool:
     return False
 
 
+def test_api_page_names_every_public_name():
+    import lighttoken
+
+    assert sorted(
+        re.findall(r"^::: lighttoken\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    ) == sorted(lighttoken.__all__)
+
+
 def test_layout_names_files_that_exist():
     ((_, layout),) = blocks("text")
     folders: list[str] = []
