@@ -9,6 +9,8 @@ NOISE = (
     "Experiment logs directory .* exists and is not empty.*",
     ".*does not have many workers.*",
     ".*will save all targets and predictions in the buffer.*",
+    ".*`srun` command is available on your system but is not used.*",
+    ".*number of training batches .* is smaller than the logging interval.*",
 )
 
 
