@@ -3,6 +3,7 @@
 `start`, `log_result` and `finish` dispatch on the class of the logger, so that a run treats all loggers alike.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,24 +13,32 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lighttoken.errors import LighttokenError
 from lighttoken.run.records import NOT_ASKED, Record
 from lighttoken.run.scores import lower_is_better, retention, task_score
+from lighttoken.tasks.data import first_line
 
+log = logging.getLogger(__name__)
 DATA_DIR = "WANDB_DATA_DIR"
 
 
 @contextmanager
 def open_loggers(loggers: Sequence[Logger], record: Record) -> Iterator[None]:
-    """Loggers are started inside and finished at the end, with exit code 1 after an error."""
+    """Loggers are started inside and finished at the end, with exit code 1 after an error.
+
+    Raises LighttokenError if W&B cannot open its run.
+    """
     exit_code = 1
+    started: list[Logger] = []
     try:
         for logger in loggers:
             start(logger, record)
+            started.append(logger)
         with staging_in(record.directory):
             yield
         exit_code = 0
     finally:
-        for logger in loggers:
+        for logger in started:
             finish(logger, exit_code)
 
 
@@ -58,8 +67,24 @@ def finish(logger: Logger, exit_code: int) -> None:
 
 @start.register
 def _(logger: WandbLogger, record: Record) -> None:
-    """A flat config, and the ratio as a tag."""
-    run: Any = logger.experiment
+    """A flat config, and the ratio as a tag. Of what W&B prints, a line is left: where the run is.
+
+    Raises LighttokenError if W&B cannot open the run.
+    """
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        run: Any = logger.experiment
+    except wandb.Error as error:
+        reason = first_line(error).partition(". ")[0]
+        raise LighttokenError(
+            f"W&B cannot open a run: {reason}; run wandb login, or keep the run here with logger.wandb.offline=true"
+        ) from error
+    if run.offline:
+        log.info("the W&B run is offline; to send it: wandb sync %s", Path(run.dir).parent)
+    elif run.url:
+        log.info("the W&B run is %s", run.url)
     columns = {"model": record.model, "task": record.task, "codec": record.codec, "ratio": record.ratio_asked or 1.0}
     run.config.update(flatten(record.config) | columns)
     run.tags = (*(run.tags or ()), f"{columns['ratio']:g}x")

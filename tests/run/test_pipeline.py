@@ -12,6 +12,7 @@ from datasets import Dataset
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
+from wandb.errors import UsageError
 
 from lighttoken import LighttokenError, load_table
 from lighttoken.artifact.table import METADATA_FILE, TENSORS_FILE, hash_table
@@ -286,15 +287,33 @@ def test_a_sweep_runs_every_job(command, checkpoint, sst2):
     assert all(record["status"] == "done" for record in records)
 
 
+def test_wandb_without_a_key_is_one_line(command, checkpoint, sst2, monkeypatch):
+    def refuse(**settings):
+        raise UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr("wandb.init", refuse)
+    arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "progress=false", "codec=none"]
+    code, _, err = command("train", *arguments, "logger=wandb", "logger.wandb.offline=false")
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "error: W&B cannot open a run: No API key configured; run wandb login, or keep the run here with "
+        "logger.wandb.offline=true"
+    )
+
+
 @pytest.mark.slow
 def test_every_job_of_a_sweep_has_a_wandb_run_of_its_own(checkpoint, sst2):
     """In a process of its own: within one, W&B keeps the mode that it was first set up with."""
     arguments = [f"model.path={checkpoint()}", "task=sst2", f"task.data_dir={sst2}", "progress=false", "codec=none"]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "lighttoken.train", "-m", *arguments, "seed=0,1", "trainer.max_steps=2"],
         env=os.environ | {"WANDB_MODE": "offline"},
         check=True,
+        capture_output=True,
+        text=True,
     )
+    assert (done.stdout + done.stderr).count("to send it: wandb sync") == 2
+    assert "Run summary" not in done.stdout + done.stderr
     assert len(list(Path().glob("outputs/sweeps/*/*/wandb/offline-run-*/*.wandb"))) == 2
     configs = [json.loads(path.read_text())["config"] for path in Path().glob("outputs/sweeps/*/*/record.json")]
     assert [config["logger"]["wandb"]["offline"] for config in configs] == [True, True]
