@@ -10,7 +10,7 @@ NOISE = (
     ".*does not have many workers.*",
     ".*will save all targets and predictions in the buffer.*",
     "You have overridden `on_before_batch_transfer` in `LightningModule`.*",
-    ".*`srun` command is available on your system but is not used.*",
+    ".*`srun` command is available on your system but is not used.*",  # on a login node
     ".*number of training batches .* is smaller than the logging interval.*",
 )
 
