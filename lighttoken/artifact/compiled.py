@@ -69,7 +69,7 @@ def in_threads(call: Callable[[Any], None], parts: Sequence[Any]) -> None:
 class _Code(ctypes.Structure):
     """`Code` of decode.cpp."""
 
-    tensors = ("stream", "tiers", "blocks", "lengths", "positions", "owners", "gains", "book")
+    tensors: tuple[str, ...] = ("stream", "tiers", "blocks", "lengths", "positions", "owners", "gains", "book")
     tensors += ("relations", "slope", "offsets", "slants")
     numbers = ("tier_count", "m", "count", "state_bits", "vector", "block", "lead", "parent_bits")
     _fields_ = [*((name, ctypes.c_void_p) for name in tensors), *((name, ctypes.c_int32) for name in numbers)]

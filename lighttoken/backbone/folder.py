@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,10 @@ def read_parameter(source: str, names: Collection[str], shape: torch.Size, **hub
 
 def _shards(source: str, hub: dict[str, Any]) -> dict[str, str]:
     """The file of every tensor of a checkpoint in safetensors, by its stored name; empty for other checkpoints."""
-    find = partial(cached_file, source, **hub, _raise_exceptions_for_missing_entries=False)
+
+    def find(filename: str) -> str | None:
+        return cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub)
+
     if single := find(SAFE_WEIGHTS_NAME):
         with safe_open(single, "pt") as shard:
             return dict.fromkeys(shard.keys(), SAFE_WEIGHTS_NAME)
