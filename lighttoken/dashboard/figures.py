@@ -1,6 +1,7 @@
 """The charts as PNG and SVG files for READMEs, and as PDF and SVG files for papers."""
 
 import io
+import logging
 import re
 import textwrap
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
 def write_paper_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     """Write a PDF and an SVG of every panel in the style of a paper, as CHART_PANEL.pdf; returns the files."""
     written: list[Path] = []
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # which tells of every table of a font
     with matplotlib.rc_context(PAPER_STYLE):
         for chart in charts:
             markers = distinct_markers(chart)

@@ -1,11 +1,7 @@
 """The answers of a run to the rows that it is scored on, kept so that two runs can be compared row by row."""
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -19,38 +15,15 @@ MAX_CLASSES = 1000
 Answers = dict[str, tuple[Tensor, Tensor]]
 
 
-class AnswerKeeper(L.Callback):
-    """Collects what `validation_step` returns: a dictionary with `answers` (batch,) and `labels` (batch,)."""
-
-    def __init__(self) -> None:
-        self.batches: dict[int, list[dict[str, Tensor]]] = defaultdict(list)  # number of the data loader -> batches
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        # Of several processes, none has the rows in their order.
-        if isinstance(outputs, dict) and {"answers", "labels"} <= outputs.keys() and trainer.world_size == 1:
-            self.batches[dataloader_idx].append({name: values.cpu() for name, values in outputs.items()})
-
-    def write(self, splits: Sequence[str], folder: Path) -> None:
-        """Write answers.safetensors, with `SPLIT/answers` and `SPLIT/labels`, unless there are none."""
-        tensors = {
-            f"{splits[number]}/{name}": torch.cat([batch[name] for batch in batches])
-            for number, batches in self.batches.items()
-            for name in ("answers", "labels")
-        }
-        if tensors:
-            # Classes, too, fit into 32 bits.
-            small = {
-                name: values.float() if values.is_floating_point() else values.int() for name, values in tensors.items()
-            }
-            write_atomically(folder / ANSWERS_FILE, save(small))
+def write_answers(answers: Answers, folder: Path) -> None:
+    """Write answers.safetensors, with `SPLIT/answers` and `SPLIT/labels` in 32 bits, unless there are none."""
+    tensors = {
+        f"{split}/{name}": values.float() if values.is_floating_point() else values.int()
+        for split, pair in answers.items()
+        for name, values in zip(("answers", "labels"), pair, strict=True)
+    }
+    if tensors:
+        write_atomically(folder / ANSWERS_FILE, save(tensors))
 
 
 def read_answers(path: Path) -> Answers:

@@ -31,7 +31,7 @@ from lighttoken.backbone.source import Backbone
 from lighttoken.backbone.swap import swap_embedding
 from lighttoken.codec import Codec, Uncompressed
 from lighttoken.errors import LighttokenError
-from lighttoken.run.answers import AnswerKeeper
+from lighttoken.run.answers import write_answers
 from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.distributed import first_process_first, open_trainer
@@ -45,7 +45,7 @@ from lighttoken.run.tracking import log_result, log_sizes, open_loggers
 from lighttoken.run.trainer import load_best, resume_folder
 from lighttoken.run.transfer import load_body, load_teacher
 from lighttoken.tasks.data import TaskData
-from lighttoken.tasks.shares import in_order
+from lighttoken.tasks.shares import AnswerKeeper, in_order
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +310,7 @@ def evaluate(run: Run, module: L.LightningModule) -> None:
     keeper = AnswerKeeper()
     trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
     trainer.validate(module, data, verbose=False)
-    keeper.write(data.eval_names, record.directory)
+    write_answers(keeper.answers(data.eval_names), record.directory)
     scores = trainer.callback_metrics
     check_finite(scores, config)
     prefixes = tuple(f"{name}/" for name in data.eval_names)

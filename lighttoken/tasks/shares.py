@@ -4,7 +4,8 @@ So the batches are those of one process, in the same order and padded to the sam
 """
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -91,3 +92,28 @@ def in_order(parts: list[Any]) -> list[Any]:
     everyone: Any = [None] * torch.distributed.get_world_size() if first else None
     torch.distributed.gather_object(parts, everyone)
     return [part for batch in zip(*everyone, strict=True) for part in batch] if first else []
+
+
+class AnswerKeeper(L.Callback):
+    """Collects what `validation_step` returns: a dictionary with `answers` (rows,) and `labels` (rows,)."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # number of the data loader -> batches
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(outputs, dict) and {"answers", "labels"} <= outputs.keys():
+            self.batches[dataloader_idx].append((outputs["answers"].cpu(), outputs["labels"].cpu()))
+
+    def answers(self, splits: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Answers (n,) and labels (n,) of every split, in the order of the rows; none but on the first process."""
+        ordered = {splits[number]: in_order(batches) for number, batches in sorted(self.batches.items())}
+        pairs = {split: tuple(map(torch.cat, zip(*parts, strict=True))) for split, parts in ordered.items() if parts}
+        return pairs  # type: ignore[return-value]

@@ -87,6 +87,7 @@ def run(count: int, *arguments: str) -> list[int]:
         if (child := os.fork()) == 0:
             code = 1
             try:
+                os.environ.pop("HYDRA_FULL_ERROR", None)  # that a command in this process has left
                 os.environ |= cluster | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
                 rank_zero_only.rank = rank  # Lightning reads it from the environment when it is imported
                 torch.set_num_threads(1)  # threads do not survive a fork
