@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,8 +90,11 @@ def read_rows(
     plain = in_graph or ids.device.type != "cpu" or (gain.requires_grad and torch.is_grad_enabled())
     if not plain and len(ids) * index["position"].shape[1] >= LEAST_NUMBERS and library(DECODER):
         return _read_compiled(ids, stream, gain, index, related)
-    read = partial(read_coefficients, stream=stream, gain=gain, index=index)
-    return read_related(ids, index["relations"], index["maps"], read) if related else read(ids)
+    if not related:
+        return read_coefficients(ids, stream, gain, index)
+    return read_related(
+        ids, index["relations"], index["maps"], lambda rows: read_coefficients(rows, stream, gain, index)
+    )
 
 
 def _read_compiled(

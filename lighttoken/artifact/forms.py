@@ -179,17 +179,19 @@ class Trellis(LinearForm):
     def coordinates(self, ids: Int64[Tensor, " n"], tensors: Tensors) -> Float[Tensor, "n m"]:
         index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
         gain = read_matrix(tensors, "gain", tensors["steps"].shape[1])
-        read = partial(read_rows, stream=tensors["codes"], gain=gain, index=index)
         if "integers" not in tensors:
-            return read(ids, related="maps" in tensors)
+            return read_rows(ids, tensors["codes"], gain, index, related="maps" in tensors)
+        if "maps" not in tensors:
+            return self._with_integers(ids, tensors, index, gain)
+        read = partial(self._with_integers, tensors=tensors, index=index, gain=gain)
+        return read_related(ids, index["relations"], index["maps"], read)
+
+    def _with_integers(self, ids: Int64[Tensor, " n"], tensors: Tensors, index: Tensors, gain: Tensor) -> Tensor:
+        """What both streams of rows decode to, (n, m)."""
+        coefficients = read_rows(ids, tensors["codes"], gain, index)
         of_integers = {name.removeprefix(INTEGERS): tensor for name, tensor in index.items()}
-
-        def decode(rows: Tensor) -> Tensor:
-            integers = read_integers(rows, index["tiers"][rows].long(), tensors["integers"], gain, of_integers)
-            rest = read(rows)
-            return rest + torch.nn.functional.pad(integers, (0, rest.shape[1] - integers.shape[1]))
-
-        return read_related(ids, index["relations"], index["maps"], decode) if "maps" in tensors else decode(ids)
+        integers = read_integers(ids, index["tiers"][ids].long(), tensors["integers"], gain, of_integers)
+        return coefficients + torch.nn.functional.pad(integers, (0, coefficients.shape[1] - integers.shape[1]))
 
     def _rank(self, tensors: Tensors) -> int:
         """Rows of the decoder."""
