@@ -10,12 +10,10 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -56,14 +54,6 @@ def library(source: Path) -> ctypes.CDLL | None:
         cause = str(error)
     log.info("%s runs in PyTorch, several times slower: %s", source.stem, cause)
     return None
-
-
-def in_threads(call: Callable[[Any], None], parts: Sequence[Any]) -> None:
-    """As many threads as torch has: ctypes lets the others run."""
-    if len(parts) == 1:
-        return call(parts[0])
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(call, parts))
 
 
 class _Code(ctypes.Structure):
@@ -111,15 +101,11 @@ def _read_compiled(
     kept = [tensor.contiguous() for tensor in kept]  # for as long as their addresses are used
     addresses = [tensor.data_ptr() for tensor in kept] + [None] * (len(_Code.tensors) - len(kept))
     numbers = (tiers, m, gain.shape[1], len(book).bit_length() - 1, book.shape[1], BLOCK, LEAD, PARENT_BITS)
-    code, places, rows = _Code(*addresses, *numbers), place_in_vocabulary(chain), torch.zeros(n, m)
+    code, places, rows = _Code(*addresses, *numbers), place_in_vocabulary(chain), torch.empty(n, m)
 
-    def call(part: range) -> None:
-        native.read_rows(
-            *(ctypes.byref(code), ctypes.c_void_p(chain.data_ptr()), ctypes.c_void_p(places.data_ptr()), len(chain)),
-            *(ctypes.c_int64(number) for number in (n, part.start, part.stop)),
-            ctypes.c_void_p(rows.data_ptr()),
-        )
-
-    size = -(-n // torch.get_num_threads())
-    in_threads(call, [range(first, min(n, first + size)) for first in range(0, n, size)])
+    # In one thread: for so little work, the threads of torch that wait for more keep the cores from others.
+    native.read_rows(
+        *(ctypes.byref(code), ctypes.c_void_p(chain.data_ptr()), ctypes.c_void_p(places.data_ptr()), len(chain)),
+        *(ctypes.c_int64(n), ctypes.c_void_p(rows.data_ptr())),
+    )
     return rows

@@ -1,4 +1,5 @@
 // The coefficients of rows, as `read_coefficients` of trellis.py and `predict` of relations.py find them: the same bits.
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -31,6 +32,11 @@ static std::vector<Step> steps_of(const Code& code, int tier) {
     return steps;
 }
 
+template <int size>
+static void write(float* target, const float* entry, float gain) {
+    for (int i = 0; i < size; i++) target[i] = entry[i] * gain;
+}
+
 static int64_t start_of(const Code& code, int64_t id) {
     int64_t start = code.blocks[id / code.block] + 8 * code.lead;
     for (int64_t before = id / code.block * code.block; before < id; before++) start += code.lengths[code.tiers[before]];
@@ -49,20 +55,26 @@ static void decode(const Code& code, const std::vector<Step>& steps, int64_t id,
         const uint32_t word = uint32_t(end[-2]) << 16 | uint32_t(end[-1]) << 8 | end[0];
         const uint32_t known = step.position < code.state_bits ? 1u << step.position : states;
         const float* entry = code.book + int64_t((word >> (7 - (last & 7))) & (known - 1)) * code.vector;
-        for (int i = 0; i < step.size; i++) row[step.first + i] = entry[i] * gains[step.owner];
+        const float gain = gains[step.owner];
+        float* target = row + step.first;
+        if (step.size == 1) write<1>(target, entry, gain);
+        else if (step.size == 2) write<2>(target, entry, gain);
+        else if (step.size == 4) write<4>(target, entry, gain);
+        else if (step.size == 8) write<8>(target, entry, gain);
+        else for (int i = 0; i < step.size; i++) target[i] = entry[i] * gain;  // cut off at the last coefficient
     }
 }
 
 // ids, places  (depth, n)  for each row its grandparent, its parent and itself, and their places in the vocabulary
-// rows         (n, m)      zeros; those from `from` to before `to` are written
-extern "C" void read_rows(const Code* given, const int64_t* ids, const float* places, int depth, int64_t n, int64_t from,
-                          int64_t to, float* rows) {
+// rows         (n, m)      written
+extern "C" void read_rows(const Code* given, const int64_t* ids, const float* places, int depth, int64_t n, float* rows) {
     const Code& code = *given;
     std::vector<std::vector<Step>> steps;
     for (int tier = 0; tier < code.tier_count; tier++) steps.push_back(steps_of(code, tier));
     std::vector<float> own(code.m);
-    for (int64_t i = from; i < to; i++) {
+    for (int64_t i = 0; i < n; i++) {
         float* row = rows + i * code.m;
+        std::fill_n(row, code.m, 0.0f);
         for (int level = 0; level < depth; level++) {
             const int64_t at = level * n + i, id = ids[at];
             if (!code.relations) {

@@ -5,15 +5,17 @@ times with fewer, and 12 to 17 times for integers. Without a compiler the plain 
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lighttoken.artifact.compiled import in_threads, library
+from lighttoken.artifact.compiled import library
 
 SOURCE = Path(__file__).with_name("viterbi.cpp")
 LANES = 8  # rows searched together
@@ -51,7 +53,7 @@ def search_trellis(
         )
 
     size = ROWS_PER_CALL // LANES
-    in_threads(call, list(zip(lanes.split(size), path.split(size), strict=True)))
+    _in_threads(call, list(zip(lanes.split(size), path.split(size), strict=True)))
     return path.transpose(1, 2).reshape(-1, steps)[:rows]
 
 
@@ -70,5 +72,13 @@ def search_integers(cost: Float[Tensor, "G 4 n"], grids: Int64[Tensor, " transit
             ctypes.c_void_p(path.data_ptr() + first),
         )
 
-    in_threads(call, range(0, rows, ROWS_PER_CALL))
+    _in_threads(call, range(0, rows, ROWS_PER_CALL))
     return path[:, :count]
+
+
+def _in_threads(call: Callable[[Any], None], parts: Sequence[Any]) -> None:
+    """As many threads as torch has: ctypes lets the others run."""
+    if len(parts) == 1:
+        return call(parts[0])
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(call, parts))
