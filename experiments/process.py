@@ -3,8 +3,9 @@
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
+
+from lighttoken.run.memory import highest, reset_peak
 
 
 def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -14,12 +15,10 @@ def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def peak_mb() -> float:
-    """Peak resident memory since the last reset. The peak of getrusage cannot be reset."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    """Peak resident memory since the last reset."""
+    return highest() / 2**20
 
 
 def reset_peak_mb() -> float:
     """Reset the peak; returns the memory in use."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_mb()
+    return reset_peak() / 2**20

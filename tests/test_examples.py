@@ -28,10 +28,10 @@ def run_page(command, checkpoint, monkeypatch, tmp_path):
 
     def run(page, *more):
         (block,) = (text for name, text in blocks("") if name == page)
-        path, python, flag, door, *arguments = shlex.split(block)
+        path, python, flag, module, *arguments = shlex.split(block)
         assert (path, python, flag) == ("PYTHONPATH=examples", "python", "-m")
         monkeypatch.syspath_prepend("examples")
-        code, _, message = command(door.removeprefix("lighttoken."), *arguments, "progress=false", *more)
+        code, _, message = command(module.removeprefix("lighttoken."), *arguments, "progress=false", *more)
         assert code == 0, message
 
     yield run

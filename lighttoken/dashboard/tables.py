@@ -78,7 +78,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> Path:
 def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], T]) -> tuple[list[float], dict[str, dict[float, T]]]:
     """The ratios of the configs, rising, and for every codec its cells by ratio.
 
-    `cell` makes the cell of a point; it is told whether the score is the best of two or more at that ratio. Of several
+    `cell` makes the cell of a point, given whether its score is the best of two or more at that ratio. Of several
     uncompressed points the best counts.
     """
     table: dict[str, dict[float, Point]] = {}

@@ -22,14 +22,19 @@ def peak_memory() -> Iterator[Peak]:
     """Inside, the peak of the resident memory of this process is watched; that of a GPU is not."""
     peak, before = Peak(), None
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of getrusage cannot be reset
-        before = _highest()
+        before = reset_peak()
     yield peak
     if before is not None:
-        peak.nbytes = _highest() - before
+        peak.nbytes = highest() - before
 
 
-def _highest() -> int:
-    """Most bytes since the last reset."""
+def reset_peak() -> int:
+    """Watch from now on; returns the resident bytes in use. Raises OSError on other systems than Linux."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of getrusage cannot be reset
+    return highest()
+
+
+def highest() -> int:
+    """Most resident bytes since the last reset."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
