@@ -9,9 +9,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, mse_loss
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from lighttoken.backbone.embedding import CompressedEmbedding, Trainable, set_trainable
+from lighttoken.tasks.optimizer import adamw
 from lighttoken.tasks.shares import SharingModule, in_order
 
 LABELS = ("labels", "start_positions", "end_positions")  # the entries of a batch that are no inputs
@@ -136,10 +137,7 @@ class FineTuner(SharingModule):
         ]
         for parameter, scale in scales.items():
             groups.append({"params": [parameter], "weight_decay": 0.0, "lr": self.learning_rate * scale})
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self, groups, self.learning_rate, self.warmup_ratio)
 
 
 class SpanFineTuner(FineTuner):

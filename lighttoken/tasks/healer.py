@@ -1,16 +1,16 @@
 """Healing: the third LightningModule, which adapts a backbone to its compressed table on texts without labels."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from lighttoken.tasks.finetuner import model_inputs
+from lighttoken.tasks.optimizer import adamw
 
 
 class Healer(L.LightningModule):
@@ -60,8 +60,5 @@ class Healer(L.LightningModule):
         self.log("heal/cosine", cosine_similarity(ours, target).mean(), batch_size=len(ours))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        trained: Any = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return adamw(self, [{"params": trained, "weight_decay": 0.0}], self.learning_rate, self.warmup_ratio)
