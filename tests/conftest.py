@@ -147,7 +147,7 @@ def compose() -> Callable:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs a door as the command line does, in this process; returns exit code, standard output, standard error."""
+    """Runs a command as the command line does, in this process; returns exit code, standard output, standard error."""
 
     def call(name: str, *arguments: str) -> tuple[int, str, str]:
         from importlib import import_module

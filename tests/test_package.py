@@ -41,10 +41,10 @@ def test_the_earlier_name_of_show_still_works(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["train", "compress", "report", "show"])
-def test_a_door_runs_as_a_script_too(door, tmp_path):
+@pytest.mark.parametrize("command", ["train", "compress", "report", "show"])
+def test_a_command_runs_as_a_script_too(command, tmp_path):
     """As an IDE runs it: the folder of the script comes first among the folders that Python imports from."""
-    done = python(str(ROOT / "lighttoken" / f"{door}.py"), "--help", cwd=tmp_path)
+    done = python(str(ROOT / "lighttoken" / f"{command}.py"), "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "lighttoken" in done.stdout
 

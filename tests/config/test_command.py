@@ -1,6 +1,7 @@
 import contextlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -30,10 +31,10 @@ def test_full_errors_on_demand(command, monkeypatch):
         run_command("train", "builtins.print")
 
 
-@pytest.mark.parametrize("door", ["train", "compress", "show", "report"])
-def test_every_command_knows_its_version(door, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [door, "--version"])
-    main = importlib.import_module(f"lighttoken.{door}").main
+@pytest.mark.parametrize("name", ["train", "compress", "show", "report"])
+def test_every_command_knows_its_version(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--version"])
+    main = importlib.import_module(f"lighttoken.{name}").main
     with contextlib.suppress(SystemExit):
         main()
     assert capsys.readouterr().out == f"lighttoken {__version__}\n"
@@ -54,6 +55,21 @@ def test_the_package_lists_its_commands():
     for command in entry_points(group="console_scripts"):
         if command.value.startswith("lighttoken."):
             assert command.name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "choices"),
+    [
+        ("lighttoken-train +experiment=glue_m", {"+experiment=glue_mnli", "+experiment=glue_mrpc"}),
+        ("lighttoken-compress codec=opq codec.b", {"codec.bits="}),
+    ],
+)
+def test_the_shell_completes_a_command(line, choices):
+    main = f"import sys; sys.argv[0] = {line.split()[0]!r}; from lighttoken.{line[11:].split()[0]} import main; main()"
+    query = [sys.executable, "-c", main, "--shell-completion", "query=bash"]
+    place = os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = subprocess.run(query, capture_output=True, text=True, timeout=120, env=place)
+    assert set(done.stdout.split()) == choices, done.stderr
 
 
 def test_replay_stands_for_the_arguments_of_a_run(tmp_path):
