@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -19,6 +22,7 @@ from lighttoken.dashboard.style import INK
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
 MARKERS |= {"pentagon": "p", "x": "X", "star-open": "*"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+DPI = 150
 PANEL_INCHES = (4.6, 3.4)
 TITLE_WIDTH = 56  # characters that fit above a panel
 COLUMN_INCHES = (3.3, 2.4)  # a figure in a column of a paper, without its legend
@@ -38,9 +42,7 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
             if not chart.panels:
                 continue
             figure = draw(chart)
-            written += [
-                _write(figure, folder / f"{chart.name}.{suffix}", bbox_inches="tight") for suffix in ("png", "svg")
-            ]
+            written += [_write(figure, folder / f"{chart.name}.{suffix}") for suffix in ("png", "svg")]
     return written
 
 
@@ -86,10 +88,19 @@ def distinct_markers(chart: Chart) -> dict[str, str]:
     return {label: MARKERS.get(series.marker or "", "") for label, series in labels.items()} | markers
 
 
-def _write(figure: Figure, path: Path, **settings: Any) -> Path:
+def _write(figure: Figure, path: Path) -> Path:
     content, kind = io.BytesIO(), path.suffix[1:]
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    figure.savefig(content, format=kind, dpi=150, metadata=metadata, **settings)
+    # The layout takes seconds with many panels. `savefig` would make it again for every format, and draw twice.
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    figure.dpi = DPI
+    if kind == "png":
+        FigureCanvasAgg(figure).print_png(content)
+    elif kind == "svg":
+        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
+    else:
+        FigureCanvasPdf(figure).print_pdf(content, metadata={"CreationDate": None})
     write_atomically(path, content.getbuffer())
     return path
 
