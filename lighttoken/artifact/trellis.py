@@ -133,7 +133,7 @@ def read_coefficients(
     state = shift_right(words, (7 - (last & 7))[tier])
 
     # 3. The state's vector in the codebook, times the gain.
-    book = index["book"]
+    book = index["book"].float()  # first: an exported graph then folds it, and needs no float16 of a browser's GPU
     entry = (state & (len(book) - 1)) * MAX_VECTOR + index["component"].int()[tier]
     gains = torch.nn.functional.pad(gain, (0, 1)).gather(1, index["step"].long())
     return book.flatten().index_select(0, entry.flatten()).view_as(entry) * gains[tier]
