@@ -109,6 +109,17 @@ def checkpoint(tmp_path: Path, make_model: Callable, tokenizer: PreTrainedTokeni
 
 
 @pytest.fixture
+def saved_model(make_model: Callable, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A small random BERT with a table (8000, 32), saved with its tokenizer in the folder CHECKPOINT."""
+    tokenizer.add_tokens([f"token{i}" for i in range(8000 - len(tokenizer))])
+    model = make_model()
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained("CHECKPOINT")
+    tokenizer.save_pretrained("CHECKPOINT")
+    return model
+
+
+@pytest.fixture
 def sst2(tmp_path: Path) -> Path:
     """A folder with SST-2 in small: 64 rows to train on, 24 to validate on."""
     folder = tmp_path / "sst2"

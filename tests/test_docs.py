@@ -41,17 +41,6 @@ def blocks(language: str) -> list[tuple[str, str]]:
 COMMANDS = sorted({line for _, text in blocks("") for line in text.replace("\\\n", " ").splitlines() if line.strip()})
 
 
-@pytest.fixture
-def model(make_model, tokenizer):
-    """A small random BERT with a table (8000, 32), saved with its tokenizer in the folder CHECKPOINT."""
-    tokenizer.add_tokens([f"token{i}" for i in range(8000 - len(tokenizer))])
-    model = make_model()
-    model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained("CHECKPOINT")
-    tokenizer.save_pretrained("CHECKPOINT")
-    return model
-
-
 def test_every_block_has_a_known_language():
     for text in map(Path.read_text, GUIDES):
         assert text.count("```") == 2 * len(BLOCK.findall(text)), "a block is indented or has no end"
@@ -66,13 +55,13 @@ def examples():
 
 
 @pytest.mark.parametrize("example", examples())
-def test_python_example_runs(example, model, tokenizer):
+def test_python_example_runs(example, saved_model, tokenizer):
     from transformers import AutoModel
 
-    names = {"model": model, "tokenizer": tokenizer}
+    names = {"model": saved_model, "tokenizer": tokenizer}
     example = example.replace("ratio=25)", "ratio=25, progress=False)")
     exec(example.replace("sentence-transformers/all-MiniLM-L6-v2", "CHECKPOINT"), names)
-    model = names["model"][0].auto_model if "SentenceTransformer" in example else model
+    model = names["model"][0].auto_model if "SentenceTransformer" in example else saved_model
     compressed = names.get("compressed", model.get_input_embeddings())
     assert compressed.ratio >= 25
     if "save" in example:
@@ -116,7 +105,7 @@ def check_command(name, arguments, request):
     """Run what is short: help, and the compression of a small checkpoint. Compose and check the rest."""
     short = {"--help", "--cfg"} & {*arguments} or (name == "compress" and "model.path=CHECKPOINT" in arguments)
     if short:
-        request.getfixturevalue("model")
+        request.getfixturevalue("saved_model")
         code, _, message = request.getfixturevalue("command")(name, *arguments)
         assert code == 0, message
         return
@@ -142,7 +131,7 @@ def check_show(arguments, request):
     """Run it for real on an artifact of the checkpoint."""
     from lighttoken import compress_table
 
-    table = request.getfixturevalue("model").get_input_embeddings().weight
+    table = request.getfixturevalue("saved_model").get_input_embeddings().weight
     compress_table(table, "svd", ratio=3).save("DIR")
     code, _, message = request.getfixturevalue("command")("show", *arguments)
     assert code == 0, message

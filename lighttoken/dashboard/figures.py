@@ -65,7 +65,7 @@ def write_paper_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
 
 def draw_column(panel: Panel, markers: dict[str, str]) -> Figure:
     """A panel as wide as a column of a paper: equal lines, a marker for every label, no headline."""
-    count, longest = len(panel.series), max(len(series.label) for series in panel.series)
+    count, longest = len(panel.series), max(len(_short(series.label)) for series in panel.series)
     columns = 3 if longest <= 12 else 2 if longest <= 24 else 1
     rows = min(-(-count // columns), MAX_LABELS)
     figure = Figure(figsize=(COLUMN_INCHES[0], COLUMN_INCHES[1] + 0.15 * rows), layout="constrained")
@@ -74,7 +74,7 @@ def draw_column(panel: Panel, markers: dict[str, str]) -> Figure:
         _draw_series(axes, series, 1.0 if series.width else 0, markers.get(series.label, ""), 3.5)
     _set_axes(axes, panel, "small")
     handles, labels = axes.get_legend_handles_labels()
-    texts = [_plain(label) for label in labels[:MAX_LABELS]]
+    texts = [_plain(_short(label)) for label in labels[:MAX_LABELS]]
     figure.legend(handles[:MAX_LABELS], texts, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -161,6 +161,11 @@ def _set_axes(axes: matplotlib.axes.Axes, panel: Panel, title_size: str = "mediu
         axes.xaxis.set_major_locator(FixedLocator(panel.x_ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _short(label: str) -> str:
+    """A label for a narrow legend; the caption has to say what the paper's points are."""
+    return label.removesuffix(", not for this model")
 
 
 def _plain(text: str) -> str:

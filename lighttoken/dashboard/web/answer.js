@@ -42,7 +42,7 @@ function answerTable(answer) {
     `${scoreText(answer.uncompressed)}; ${costText(answer.uncompressed)}`));
   if (answer.constant != null) body.append(line("constant", "constant answer", fixed(4)(answer.constant)));
   for (const row of answer.rows)
-    body.append(make("tr", {}, name(withLook(row, row.label)), ...row.cells.map((cell) => answerCell(cell, row.look, answer))));
+    body.append(make("tr", {}, name(withLook(row, row.label.replaceAll("_", "_\u200b"))), ...row.cells.map((cell) => answerCell(cell, row.look, answer))));
   const header = make("tr", {}, head("codec"), ...answer.ratios.map((ratio) => head(`${ratioText(ratio)}x`)));
   return make("table", { className: "answer" }, make("thead", {}, header), body);
 }
