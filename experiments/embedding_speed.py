@@ -118,6 +118,7 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
         embeddings: dict[str, nn.Module] = {
             "dense": nn.Embedding.from_pretrained(table.clone()),
             "packed": CompressedEmbedding(compressed),
+            "cached": CompressedEmbedding(compressed, mode="cached"),
             "materialized": CompressedEmbedding(compressed, mode="materialized"),
         }
         if device == "cpu":

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lighttoken.artifact.table import ROWS_PER_CHUNK, CompressedTable
+from lighttoken.backbone.cache import RowCache
 from lighttoken.backbone.storage import Overlay, Storage, is_graph
 from lighttoken.errors import LighttokenError
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
-Mode = Literal["packed", "materialized"]
+Mode = Literal["packed", "cached", "materialized"]
 Tie = Literal["compressed", "untie"]
+CACHE_MEGABYTES = 64.0
 UNTRAINED = (
     "call lighttoken.set_trainable(embedding, 'decoder') first, or leave it out, for example out of PEFT's "
     "modules_to_save"
@@ -26,14 +28,15 @@ UNTRAINED = (
 class CompressedEmbedding(Storage):
     """Stands in for an `nn.Embedding` (V, d).
 
-    `packed`: memory is that of the artifact; a call decodes the rows of its ids, repeated ids once. `materialized`: the
-    whole table is decoded once, for the speed and the memory of a dense one. Rows are decoded in float32 and returned
-    in the precision of the model.
+    `packed`: memory is that of the artifact; a call decodes the rows of its ids, repeated ids once. `cached`: decoded
+    rows are kept, up to some memory. `materialized`: the whole table is decoded once, for the speed and the memory of a
+    dense one. Rows are decoded in float32 and returned in the precision of the model.
 
     The codes never change. `set_trainable` chooses what fine-tuning changes: the matrices in `trained`.
     """
 
     table: Tensor | None
+    cache: RowCache | None
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class CompressedEmbedding(Storage):
         self.padding_idx, self.scale, self.round_scale = padding_idx, scale, round_scale
         self.trained = Overlay()
         self.mode: Mode | str = mode
+        self.megabytes = CACHE_MEGABYTES
         self._prepared = False
         self.prepare()
         self.register_load_state_dict_post_hook(_prepare)
@@ -62,16 +66,23 @@ class CompressedEmbedding(Storage):
             return
         self.make_index()
         self._prepared = True
-        self.set_mode(self.mode)
+        self.set_mode(self.mode, self.megabytes)
 
-    def set_mode(self, mode: Mode | str) -> None:
-        """Choose between memory and speed. Raises LighttokenError for anything but `packed` and `materialized`."""
+    def set_mode(self, mode: Mode | str, megabytes: float = CACHE_MEGABYTES) -> None:
+        """Choose between memory and speed: `packed`, `cached` with so many megabytes of rows, or `materialized`.
+
+        The cache serves look-ups, not a tied head. Raises LighttokenError for another mode, and for a table that is
+        trained in another mode than `packed`.
+        """
         if mode not in get_args(Mode):
             raise LighttokenError(f"unknown mode={mode!r}; choose one of {', '.join(get_args(Mode))}")
-        if mode == "materialized" and self.trained:
-            raise LighttokenError("mode=materialized has nothing to train; choose trainable=frozen or mode=packed")
-        self.mode = mode
+        if mode != "packed" and self.trained:
+            raise LighttokenError(f"mode={mode} has nothing to train; choose trainable=frozen or mode=packed")
+        self.mode, self.megabytes = mode, megabytes
         self.register_buffer("table", None, persistent=False)
+        self.cache = None
+        if mode == "cached":
+            self.cache = RowCache(self.num_embeddings, self.embedding_dim, megabytes, self.like)
         if mode == "materialized":
             self.table = self.weight.detach()
 
@@ -97,13 +108,10 @@ class CompressedEmbedding(Storage):
         if is_graph():  # the number of unique ids is not known then
             unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         else:
+            self._check(ids)
+            if self.cache is not None:
+                return self.cache.read(ids.flatten(), self._rows).view(*ids.shape, -1) * scale
             unique, positions = ids.unique(return_inverse=True)
-            # Sorted. Bytes beyond the last row would decode to numbers of no row.
-            if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < self.num_embeddings:
-                raise IndexError(
-                    f"ids from {int(unique[0])} to {int(unique[-1])} are not in this table, whose ids are 0 to "
-                    f"{self.num_embeddings - 1}; new tokens are added before the table is compressed"
-                )
         rows = self._rows(unique)
         if self.padding_idx is not None:
             rows = torch.where((unique == self.padding_idx).unsqueeze(1), rows.detach(), rows)
@@ -188,6 +196,16 @@ class CompressedEmbedding(Storage):
         predicted = self.description.summary.get("predicted_rows")
         related = f", predicted_rows={predicted}" if predicted else ""
         return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}{codes}{ratio}{related})"
+
+    def _check(self, ids: Tensor) -> None:
+        """Bytes beyond the last row would decode to numbers of no row."""
+        if ids.numel():
+            first, last = map(int, ids.aminmax())
+            if not 0 <= first <= last < self.num_embeddings:
+                raise IndexError(
+                    f"ids from {first} to {last} are not in this table, whose ids are 0 to {self.num_embeddings - 1}; "
+                    "new tokens are added before the table is compressed"
+                )
 
     def _rows(self, ids: Tensor) -> Tensor:
         # Autocast does not round the rows of a dense embedding either.

@@ -194,8 +194,43 @@ def test_materialized_it_gives_the_same_rows_and_the_same_state(request, codec):
     assert dense.mode == "packed"
     with pytest.raises(LighttokenError, match="mode=materialized has nothing to train"):
         dense.set_mode("materialized")
-    with pytest.raises(LighttokenError, match="unknown mode='fast'; choose one of packed, materialized"):
+    with pytest.raises(LighttokenError, match="unknown mode='fast'; choose one of packed, cached, materialized"):
         packed.set_mode("fast")
+
+
+@pytest.mark.parametrize("rows", [1, 20, 300, 5000])
+def test_cached_it_gives_the_same_rows_whatever_fits(trellis, rows):
+    packed, cached = CompressedEmbedding(trellis, scale=3.0), CompressedEmbedding(trellis, scale=3.0)
+    cached.set_mode("cached", megabytes=rows * 4 * trellis.shape[1] / 1e6)
+    for size in (1, 15, 40, 15, 200, 1):
+        ids = torch.randint(size * 6, (2, size))
+        assert torch.equal(cached(ids), packed(ids))
+    assert torch.equal(cached.to(torch.bfloat16).float()(ids), packed(ids))
+    assert cached.state_dict().keys() == packed.state_dict().keys()
+    assert torch.equal(copy.deepcopy(cached)(ids), packed(ids))
+
+
+def test_cached_rows_are_decoded_once(trellis, monkeypatch):
+    decoded = []
+    embedding = CompressedEmbedding(trellis, mode="cached")
+    decode = embedding._rows
+    monkeypatch.setattr(embedding, "_rows", lambda ids: decoded.append(ids.tolist()) or decode(ids))
+    for ids in ([[3, 1, 3]], [[1, 3]], [[1, 5]]):
+        embedding(torch.tensor(ids))
+    assert decoded == [[1, 3], [5]]
+
+
+def test_a_cache_refuses_what_it_cannot_do(trellis):
+    embedding = CompressedEmbedding(trellis)
+    with pytest.raises(LighttokenError, match=r"megabytes=0.0001 do not hold a row of \d+ bytes"):
+        embedding.set_mode("cached", megabytes=1e-4)
+    set_trainable(embedding, "decoder")
+    with pytest.raises(LighttokenError, match="mode=cached has nothing to train"):
+        embedding.set_mode("cached")
+    set_trainable(embedding, "frozen")
+    embedding.set_mode("cached")
+    with pytest.raises(IndexError, match="ids from -1 to 3 are not in this table"):
+        embedding(torch.tensor([-1, 3]))
 
 
 def test_packed_it_takes_the_memory_of_the_artifact(trellis):
