@@ -18,7 +18,7 @@ from transformers import AutoModel, BertConfig, DebertaV2Config, PreTrainedModel
 
 # Shapes and types in annotations are checked while tests run, at no cost in use. Left out are the modules that take
 # arguments of users, which tests call with wrong types on purpose.
-SHAPED = ("artifact.forms", "artifact.packing", "artifact.trellis", "backbone.embedding")
+SHAPED = ("artifact.forms", "artifact.packing", "artifact.trellis", "artifact.trellis_form", "backbone.embedding")
 SHAPED += ("codec.baselines", "codec.bound", "codec.error_metric", "codec.lighttoken", "codec.loss", "codec.lowrank")
 SHAPED += ("codec.paper", "codec.refine")
 install_import_hook([f"lighttoken.{name}" for name in SHAPED], "beartype.beartype")

@@ -10,10 +10,11 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -25,8 +26,9 @@ from lighttoken.artifact.trellis import BLOCK, LEAD, read_coefficients
 
 log = logging.getLogger(__name__)
 
-FLAGS = ["-O3", "-ffp-contract=off", "-shared", "-fPIC", "-std=c++17"]
+FLAGS = ["-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-std=c++17"]
 DECODER = Path(__file__).with_name("decode.cpp")
+MOST_VECTORS = 8  # that are multiplied without a product of matrices
 LEAST_NUMBERS = 2**17  # coefficients that are worth a compiler's start; a sentence has fewer
 
 
@@ -65,6 +67,12 @@ class _Code(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in tensors), *((name, ctypes.c_int32) for name in numbers)]
 
 
+class _Chain(ctypes.Structure):
+    """`Chain` of decode.cpp."""
+
+    _fields_ = [("ids", ctypes.c_void_p), ("places", ctypes.c_void_p), ("depth", ctypes.c_int), ("n", ctypes.c_int64)]
+
+
 def read_rows(
     ids: Int64[Tensor, " n"],
     stream: UInt8[Tensor, " N"],
@@ -76,10 +84,8 @@ def read_rows(
 
     Not compiled where a graph is made or a gradient of the gains is asked for.
     """
-    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    plain = in_graph or ids.device.type != "cpu" or (gain.requires_grad and torch.is_grad_enabled())
-    if not plain and len(ids) * index["position"].shape[1] >= LEAST_NUMBERS and library(DECODER):
-        return _read_compiled(ids, stream, gain, index, related)
+    if len(ids) * index["position"].shape[1] >= LEAST_NUMBERS and _usable(gain, ids):
+        return _Compiled(stream, gain, index, related).read(ids)
     if not related:
         return read_coefficients(ids, stream, gain, index)
     return read_related(
@@ -87,25 +93,67 @@ def read_rows(
     )
 
 
-def _read_compiled(
-    ids: Tensor, stream: Tensor, gain: Tensor, index: Mapping[str, Tensor], related: bool
-) -> Float[Tensor, "n m"]:
-    native, n = library(DECODER), len(ids)
-    assert native is not None
-    chain = torch.stack(chain_of(ids, index["relations"])[::-1] if related else [ids])
-    book, (tiers, m) = index["book"].float(), index["position"].shape
-    kept = [stream, *(index[name] for name in ("tiers", "blocks", "lengths", "position", "step"))]
-    kept += [gain.detach().float(), book]
-    if related:
-        kept += [index["relations"], *maps_by_kind(index["maps"])]
-    kept = [tensor.contiguous() for tensor in kept]  # for as long as their addresses are used
-    addresses = [tensor.data_ptr() for tensor in kept] + [None] * (len(_Code.tensors) - len(kept))
-    numbers = (tiers, m, gain.shape[1], len(book).bit_length() - 1, book.shape[1], BLOCK, LEAD, PARENT_BITS)
-    code, places, rows = _Code(*addresses, *numbers), place_in_vocabulary(chain), torch.empty(n, m)
+def projector(
+    vectors: Float[Tensor, "N m"],
+    offsets: Float[Tensor, "N 1"],
+    stream: UInt8[Tensor, " _"],
+    gain: Float[Tensor, "T s"],
+    index: Mapping[str, Tensor],
+    related: bool,
+) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]] | None:
+    """A function of ids that returns offsets plus products of a few vectors with the coefficients of the rows.
 
-    # In one thread: for so little work, the threads of torch that wait for more keep the cores from others.
-    native.read_rows(
-        *(ctypes.byref(code), ctypes.c_void_p(chain.data_ptr()), ctypes.c_void_p(places.data_ptr()), len(chain)),
-        *(ctypes.c_int64(n), ctypes.c_void_p(rows.data_ptr())),
-    )
-    return rows
+    No coefficient is written to memory, and torch's threads share the rows. None where `read_rows` is not compiled, for
+    many vectors and where a gradient is asked for: a product of matrices is better then.
+    """
+    if len(vectors) > MOST_VECTORS or not _usable(gain, vectors):
+        return None
+    compiled = _Compiled(stream, gain, index, related)
+    return lambda ids: compiled.project(ids, vectors.contiguous(), offsets.contiguous())
+
+
+def _usable(gain: Tensor, given: Tensor) -> bool:
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    trained = torch.is_grad_enabled() and (gain.requires_grad or given.requires_grad)
+    return not in_graph and given.device.type == "cpu" and not trained and library(DECODER) is not None
+
+
+class _Compiled:
+    """The functions of decode.cpp for one table. It keeps the tensors whose addresses they are given."""
+
+    def __init__(self, stream: Tensor, gain: Tensor, index: Mapping[str, Tensor], related: bool):
+        native = library(DECODER)
+        assert native is not None
+        self.native, self.relations = native, index["relations"] if related else None
+        book, (tiers, self.m) = index["book"].float(), index["position"].shape
+        kept = [stream, *(index[name] for name in ("tiers", "blocks", "lengths", "position", "step"))]
+        kept += [gain.detach().float(), book]
+        if related:
+            kept += [index["relations"], *maps_by_kind(index["maps"])]
+        self.kept = [tensor.contiguous() for tensor in kept]
+        addresses = [tensor.data_ptr() for tensor in self.kept] + [None] * (len(_Code.tensors) - len(kept))
+        numbers = (tiers, self.m, gain.shape[1], len(book).bit_length() - 1, book.shape[1], BLOCK, LEAD, PARENT_BITS)
+        self.code = _Code(*addresses, *numbers)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Coefficients of rows. In one thread: torch's threads, which wait for more, keep the cores from others."""
+        rows = torch.empty(len(ids), self.m)
+        self._call(self.native.read_rows, ids, _address(rows))
+        return rows
+
+    def project(self, ids: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+        """Products of vectors with the coefficients of rows, plus the offsets."""
+        products, threads = torch.empty(len(vectors), len(ids)), max(1, min(torch.get_num_threads(), len(ids)))
+        arguments = (_address(vectors), _address(offsets), ctypes.c_int64(len(vectors)), _address(products), threads)
+        self._call(self.native.project_rows, ids, *arguments)
+        return products
+
+    def _call(self, function: Any, ids: Tensor, *arguments: Any) -> None:
+        chain = torch.stack(chain_of(ids, self.relations)[::-1] if self.relations is not None else [ids])
+        places = place_in_vocabulary(chain)
+        given = _Chain(chain.data_ptr(), places.data_ptr(), len(chain), len(ids))
+        function(ctypes.byref(self.code), ctypes.byref(given), *arguments)
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

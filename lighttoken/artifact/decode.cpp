@@ -1,6 +1,7 @@
 // The coefficients of rows, as `read_coefficients` of trellis.py and `predict` of relations.py find them: the same bits.
 #include <algorithm>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 struct Step {
@@ -66,27 +67,75 @@ static void decode(const Code& code, const std::vector<Step>& steps, int64_t id,
 }
 
 // ids, places  (depth, n)  for each row its grandparent, its parent and itself, and their places in the vocabulary
-// rows         (n, m)      written
-extern "C" void read_rows(const Code* given, const int64_t* ids, const float* places, int depth, int64_t n, float* rows) {
-    const Code& code = *given;
+struct Chain {
+    const int64_t* ids;
+    const float* places;
+    int depth;
+    int64_t n;
+};
+
+struct Reader {
+    const Code& code;
+    const Chain& chain;
     std::vector<std::vector<Step>> steps;
-    for (int tier = 0; tier < code.tier_count; tier++) steps.push_back(steps_of(code, tier));
-    std::vector<float> own(code.m);
-    for (int64_t i = 0; i < n; i++) {
-        float* row = rows + i * code.m;
+    std::vector<float> own;
+
+    Reader(const Code& code, const Chain& chain) : code(code), chain(chain), own(code.m) {
+        for (int tier = 0; tier < code.tier_count; tier++) steps.push_back(steps_of(code, tier));
+    }
+
+    void read(int64_t i, float* row) {
         std::fill_n(row, code.m, 0.0f);
-        for (int level = 0; level < depth; level++) {
-            const int64_t at = level * n + i, id = ids[at];
+        for (int level = 0; level < chain.depth; level++) {
+            const int64_t at = level * chain.n + i, id = chain.ids[at];
             if (!code.relations) {
                 decode(code, steps[code.tiers[id]], id, row);
                 continue;
             }
-            if (level + 1 < depth && code.relations[ids[at + n]] >> code.parent_bits == 0) continue;  // has no parent
+            // It has no parent.
+            if (level + 1 < chain.depth && code.relations[chain.ids[at + chain.n]] >> code.parent_bits == 0) continue;
             own.assign(code.m, 0.0f);
             decode(code, steps[code.tiers[id]], id, own.data());
             const int64_t kind = code.relations[id] >> code.parent_bits;
-            const float *offset = code.offsets + kind * code.m, *slant = code.slants + kind * code.m, place = places[at];
+            const float *offset = code.offsets + kind * code.m, *slant = code.slants + kind * code.m;
+            const float place = chain.places[at];
             for (int j = 0; j < code.m; j++) row[j] = own[j] + (place * code.slope[j] + offset[j] + slant[j] * row[j]);
         }
     }
+};
+
+// In 16 sums, which a compiler can keep in wide registers.
+static float dot(const float* a, const float* b, int m) {
+    float sums[16] = {}, total = 0;
+    int j = 0;
+    for (; j + 16 <= m; j += 16)
+        for (int lane = 0; lane < 16; lane++) sums[lane] += a[j + lane] * b[j + lane];
+    for (; j < m; j++) total += a[j] * b[j];
+    for (float sum : sums) total += sum;
+    return total;
+}
+
+// rows  (n, m)  written
+extern "C" void read_rows(const Code* code, const Chain* chain, float* rows) {
+    Reader reader(*code, *chain);
+    for (int64_t i = 0; i < chain->n; i++) reader.read(i, rows + i * code->m);
+}
+
+// vectors (count, m), offsets (count,)  what coefficients are multiplied by, and what is added to the products
+// products (count, n)                   written, by threads that share the rows
+extern "C" void project_rows(const Code* code, const Chain* chain, const float* vectors, const float* offsets,
+                             int64_t count, float* products, int threads) {
+    auto project = [=](int64_t first, int64_t end) {
+        Reader reader(*code, *chain);
+        std::vector<float> row(code->m);
+        for (int64_t i = first; i < end; i++) {
+            reader.read(i, row.data());
+            for (int64_t v = 0; v < count; v++)
+                products[v * chain->n + i] = offsets[v] + dot(row.data(), vectors + v * code->m, code->m);
+        }
+    };
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; t++) others.emplace_back(project, chain->n * t / threads, chain->n * (t + 1) / threads);
+    project(0, chain->n / threads);
+    for (std::thread& other : others) other.join();
 }

@@ -73,8 +73,13 @@ class LinearForm(Form):
         """No row is decoded: the vectors are brought to the basis once and multiplied with the coordinates."""
         basis = torch.cat([self.basis(tensors, dim), read_bias(tensors, dim).unsqueeze(0)])
         projected = vectors @ basis.T
-        vectors, offset = projected[:, :-1], projected[:, -1:]
-        return lambda ids: torch.addmm(offset, vectors, self.coordinates(ids, tensors).T)
+        return self.products(projected[:, :-1], projected[:, -1:], tensors)
+
+    def products(
+        self, vectors: Float[Tensor, "N m"], offsets: Float[Tensor, "N 1"], tensors: Tensors
+    ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]]:
+        """A function of ids that returns offsets plus products of the vectors with the coordinates of the ids."""
+        return lambda ids: torch.addmm(offsets, vectors, self.coordinates(ids, tensors).T)
 
 
 def read_matrix(tensors: Tensors, name: str, columns: int) -> Float[Tensor, "*rows columns"]:

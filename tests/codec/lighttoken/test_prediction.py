@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from lighttoken import LighttokenError, compress_table, load_table, set_trainable, swap_embedding
+from lighttoken import CompressedEmbedding, LighttokenError, compress_table, load_table, set_trainable, swap_embedding
 from lighttoken.artifact import compiled
 from lighttoken.artifact.relations import KINDS, MAPS, kinds_of, parents_of, predict, relate
 from lighttoken.backbone.checkpoint import read_checkpoint, save_with_tokenizer
@@ -60,6 +60,31 @@ def test_compiled_code_reads_the_same_numbers(monkeypatch):
     monkeypatch.setattr(compiled, "LEAST_NUMBERS", 0)
     monkeypatch.setattr(compiled, "read_related", None)  # nothing is read by the plain code
     assert torch.equal(table.decode(ids), plain)
+
+
+@pytest.mark.skipif(compiled.library(compiled.DECODER) is None, reason="no C++ compiler")
+@pytest.mark.parametrize("relations", [RELATIONS, None])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_compiled_products_are_those_of_the_decoded_rows(relations, threads, monkeypatch):
+    embedding = CompressedEmbedding(compressed(family_table(), relations=relations))
+    assert ("maps" in embedding.views()) == (relations is not None)
+    monkeypatch.setattr(compiled.torch, "get_num_threads", lambda: threads)
+    for count in (1, 8, 9):  # of 9, a product of matrices
+        vectors = torch.randn(count, 32)
+        with torch.no_grad():
+            products = embedding.project(vectors)
+        torch.testing.assert_close(products, vectors @ embedding.weight.T, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(compiled.library(compiled.DECODER) is None, reason="no C++ compiler")
+def test_few_vectors_are_multiplied_by_compiled_code(monkeypatch):
+    embedding = CompressedEmbedding(compressed(family_table()))
+    form = type(embedding.description.form)
+    monkeypatch.setattr(form, "coordinates", None)  # nothing is read by the plain code
+    with torch.no_grad():
+        assert embedding.project(torch.randn(8, 32)).shape == (8, len(TOKENS))
+    with pytest.raises(TypeError):
+        embedding.project(torch.randn(8, 32, requires_grad=True))
 
 
 def test_the_same_bytes_come_out_again():
