@@ -84,7 +84,8 @@ def read_rows(
 
     Not compiled where a graph is made or a gradient of the gains is asked for.
     """
-    if len(ids) * index["position"].shape[1] >= LEAST_NUMBERS and _usable(gain, ids):
+    # First whether a graph is made: `len` would fix the number of rows in it.
+    if _usable(gain, ids) and len(ids) * index["position"].shape[1] >= LEAST_NUMBERS:
         return _Compiled(stream, gain, index, related).read(ids)
     if not related:
         return read_coefficients(ids, stream, gain, index)
@@ -106,7 +107,7 @@ def projector(
     No coefficient is written to memory, and torch's threads share the rows. None where `read_rows` is not compiled, for
     many vectors and where a gradient is asked for: a product of matrices is better then.
     """
-    if len(vectors) > MOST_VECTORS or not _usable(gain, vectors):
+    if not _usable(gain, vectors) or len(vectors) > MOST_VECTORS:
         return None
     compiled = _Compiled(stream, gain, index, related)
     return lambda ids: compiled.project(ids, vectors.contiguous(), offsets.contiguous())
@@ -115,7 +116,7 @@ def projector(
 def _usable(gain: Tensor, given: Tensor) -> bool:
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     trained = torch.is_grad_enabled() and (gain.requires_grad or given.requires_grad)
-    return not in_graph and given.device.type == "cpu" and not trained and library(DECODER) is not None
+    return not (in_graph or trained) and given.device.type == "cpu" and library(DECODER) is not None
 
 
 class _Compiled:
