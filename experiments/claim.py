@@ -64,7 +64,12 @@ def main() -> None:
         x = sorted(points)
         colour = style(codec, 0)["colour"]
         axes.plot(x, [points[ratio] for ratio in x], dash, color=colour, linewidth=width, marker="o", label=label)
-    stated: dict[str, Any] = {"color": "black", "markersize": 10, "fillstyle": "none", "label": "stated by the paper, for its models"}
+    stated: dict[str, Any] = {
+        "color": "black",
+        "markersize": 10,
+        "fillstyle": "none",
+        "label": "stated by the paper, for its models",
+    }
     axes.plot([*STATED], [*STATED.values()], "*", **stated)
     axes.set(xscale="log", xlabel="times smaller", ylabel="share of the score that is kept", ylim=(-0.05, 1.1))
     axes.xaxis.set_major_locator(FixedLocator(RATIOS))

@@ -46,6 +46,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 RATIOS = (5, 10, 25, 50, 103, 200)
+ERRORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1)  # marks of the axis
 TENTHS = [f"nmse_tenth_{i}" for i in range(1, 11)]  # rows by rising frequency
 COLUMNS = [
     *("model", "codec", "ratio_asked", "ratio", "bytes", "shape", "nmse", "weighted_nmse", "cosine"),
@@ -209,8 +210,8 @@ def main() -> None:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Left: table error with the bound. Right: zero-shot score."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    """The table's error with the bound, the same with row weights, and the zero-shot score."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     colours = dict(zip(CODECS, plt.get_cmap("tab20").colors, strict=False))
     colours |= {"lighttoken": "crimson", "lighttoken, unweighted": "royalblue"}
     for name in dict.fromkeys(row["codec"] for row in rows):
@@ -221,16 +222,23 @@ def draw(rows: list[Row], path: Path) -> None:
         x = [float(row["ratio"]) for row in points]
         if name != "none":
             left.plot(x, [float(row["nmse"]) for row in points], **style)
+            middle.plot(x, [float(row["weighted_nmse"]) for row in points], **style)
             right.plot(x, [float(row["stsb_spearman"]) for row in points], **style)
         else:
             right.axhline(float(points[0]["stsb_spearman"]), color="black", linestyle=":", label="uncompressed")
-    bound = sorted({(float(row["ratio"]), float(row["bound_nmse"])) for row in rows if row["codec"] != "none"})
+    compressed = [row for row in rows if row["codec"] != "none"]
+    bound = sorted({(float(row["ratio"]), float(row["bound_nmse"])) for row in compressed})
     left.plot(*zip(*bound, strict=True), "k--", linewidth=1, label="Gaussian bound, all bytes in codes")
-    left.set(xscale="log", yscale="log", ylabel="nmse of the table", ylim=(1e-3, 1.2))
+    for axis, name, label in ((left, "nmse", "nmse of the table"), (middle, "weighted_nmse", "nmse, rows by weight")):
+        axis.set(xscale="log", yscale="log", ylabel=label)
+        axis.set_yticks(ERRORS, map(str, ERRORS))
+        axis.set_ylim(0.8 * min(float(row[name]) for row in compressed), 1)
     right.set(xscale="log", ylabel="zero-shot STS-B, Spearman", ylim=(0.5, None))
-    for axis in (left, right):
+    least = 0.9 * min(float(row["ratio"]) for row in compressed)
+    for axis in (left, middle, right):
         axis.set_xlabel("ratio (bytes of the table / bytes on disk)")
         axis.set_xticks(RATIOS, [f"{ratio}x" for ratio in RATIOS])
+        axis.set_xlim(least, None)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     right.legend(frameon=False, fontsize=7, loc="lower left")
