@@ -7,7 +7,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,docs]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,dev,docs]'
 	touch $@
 
 quickstart: setup
