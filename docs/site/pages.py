@@ -19,7 +19,7 @@ PATTERNS = [
     "experiments/*/*.png",
     "experiments/*/*.csv",
 ]
-PATTERNS += ["examples/*.py", "examples/conf/**/*.yaml", "examples/*.ipynb"]
+PATTERNS += ["docs/site/*.js", "examples/*.py", "examples/conf/**/*.yaml", "examples/*.ipynb"]
 
 # What a browser would fetch from elsewhere; links to click are no such thing.
 EXTERNAL = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="?(?:https?:)?//[^>]*>')
