@@ -14,7 +14,10 @@ IDS = torch.arange(1, 19).view(2, 9)
 OTHER_IDS = torch.arange(30, 65).view(5, 7) % 11
 
 
-@pytest.fixture(params=[("svd", 2.0), (TRELLIS, 2.0), (TRELLIS, 6.5)], ids=["svd", "integers", "trellis"])
+FORMS = [pytest.param(("svd", 2.0), id="svd", marks=pytest.mark.slow), pytest.param((TRELLIS, 2.0), id="integers")]
+
+
+@pytest.fixture(params=[*FORMS, pytest.param((TRELLIS, 6.5), id="trellis")])
 def model(request, make_model):
     codec, ratio = request.param
     dense = make_model()

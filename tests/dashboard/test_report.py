@@ -109,7 +109,7 @@ def test_nothing_to_show_is_one_line(command, arguments, message):
     assert not list(Path().glob("*"))
 
 
-@pytest.mark.parametrize("library", ["plotly", "matplotlib"])
+@pytest.mark.parametrize("library", ["plotly", pytest.param("matplotlib", marks=pytest.mark.slow)])
 def test_a_missing_library_is_named_with_its_cure(run_folder, library):
     """In a process of its own: a module that is imported a second time in this one would not be the package's."""
     run_folder()

@@ -187,7 +187,7 @@ def failing(tmp_path, monkeypatch):
     return "+callbacks.failing._target_=failing.Failing"
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_process_that_fails_ends_all_and_the_run_goes_on_from_its_checkpoint(
     tmp_path, model, failing, trainer, capfd
 ):

@@ -57,7 +57,7 @@ def test_the_loss_is_the_error_of_real_tokens_over_their_variance_averaged_over_
     assert loss.item() == pytest.approx(sum(errors[1:]) / 2)
 
 
-@pytest.mark.parametrize("texts", ["prior", "corpus", "model"])
+@pytest.mark.parametrize("texts", [pytest.param("prior", marks=pytest.mark.slow), "corpus", "model"])
 def test_hidden_states_come_nearer_on_held_out_texts(make_model, tokenizer, corpus, texts):
     model = make_model("bert", AutoModelForMaskedLM)
     backbone = LoadedBackbone(model, tokenizer)
