@@ -109,8 +109,8 @@ def projector(
     """
     if not _usable(gain, vectors) or len(vectors) > MOST_VECTORS:
         return None
-    compiled = _Compiled(stream, gain, index, related)
-    return lambda ids: compiled.project(ids, vectors.contiguous(), offsets.contiguous())
+    compiled, vectors, offsets = _Compiled(stream, gain, index, related), vectors.contiguous(), offsets.contiguous()
+    return lambda ids: compiled.project(ids, vectors, offsets)
 
 
 def _usable(gain: Tensor, given: Tensor) -> bool:

@@ -9,34 +9,32 @@ from torch import Tensor, nn
 from lighttoken.errors import LighttokenError
 
 
-class RowCache(nn.Module):
+class RowCache:
     """Keeps decoded rows until it is full, then starts again: the frequent rows are back at once.
 
-    Nothing of it is saved with a model.
+    It is no module: nothing of it is saved with a model, or sent from one process to another.
     """
 
-    slots: Tensor
-    rows: Tensor
-
     def __init__(self, vocab_size: int, dim: int, megabytes: float, like: Tensor):
-        """Rows of `dim` numbers, as many as fit into so many megabytes (10^6 bytes), in the precision of `like`.
+        """Rows of `dim` numbers, as many as fit into so many megabytes (10^6 bytes), on the device and in the precision
+        of `like`.
 
         An index of 4 bytes for every row of the vocabulary comes on top. Raises LighttokenError if no row fits.
         """
-        super().__init__()
         row = dim * like.element_size()
         self.capacity = min(int(megabytes * 1e6 / row), vocab_size)
         if self.capacity < 1:
             raise LighttokenError(f"megabytes={megabytes:g} do not hold a row of {row} bytes; ask for more")
-        self.register_buffer("slots", like.new_full((vocab_size,), -1, dtype=torch.int32), persistent=False)
-        self.register_buffer("rows", like.new_empty(self.capacity, dim), persistent=False)
+        self.slots = like.new_full((vocab_size,), -1, dtype=torch.int32)
+        self.rows = like.new_empty(self.capacity, dim)
         self.used = 0
 
     def read(self, ids: Int[Tensor, " n"], decode: Callable[[Tensor], Tensor]) -> Float[Tensor, "n d"]:
         """The rows of ids; `decode` gives those that are not kept."""
         new = ids[self.slots[ids] < 0].unique()
         if self.used + len(new) > self.capacity:
-            self.clear()
+            self.slots.fill_(-1)
+            self.used = 0
             new = ids.unique()
             if len(new) > self.capacity:
                 return nn.functional.embedding(torch.searchsorted(new, ids), decode(new))
@@ -46,13 +44,3 @@ class RowCache(nn.Module):
             self.slots[new] = places.int()
             self.used += len(new)
         return nn.functional.embedding(self.slots[ids], self.rows)
-
-    def clear(self) -> None:
-        """Forget all rows."""
-        self.slots.fill_(-1)
-        self.used = 0
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowCache":
-        super()._apply(fn, recurse)
-        self.clear()  # rows that were rounded to another precision
-        return self

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -214,6 +215,12 @@ class CompressedEmbedding(Storage):
 
     def _tensors(self) -> dict[str, Tensor]:
         return self.trained.over(self.stored_tensors())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedEmbedding":
+        super()._apply(fn, recurse)
+        if self.cache is not None:  # its rows are on another device, or of another precision
+            self.set_mode("cached", self.megabytes)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Reads the state dict of a checkpoint too: codes under the name of the dense weight, no trained copies."""
