@@ -37,7 +37,7 @@ class CompressedEmbedding(Storage):
     """
 
     table: Tensor | None
-    cache: RowCache | None
+    cache: RowCache | None = None
 
     def __init__(
         self,
