@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FLAGS = ["-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-std=c++17"]
 DECODER = Path(__file__).with_name("decode.cpp")
-MOST_VECTORS = 8  # that are multiplied without a product of matrices
+FEW_VECTORS = 8  # that are multiplied without a product of matrices
 LEAST_NUMBERS = 2**17  # coefficients that are worth a compiler's start; a sentence has fewer
 
 
@@ -107,7 +107,7 @@ def projector(
     No coefficient is written to memory, and torch's threads share the rows. None where `read_rows` is not compiled, for
     many vectors and where a gradient is asked for: a product of matrices is better then.
     """
-    if not _usable(gain, vectors) or len(vectors) > MOST_VECTORS:
+    if not _usable(gain, vectors) or len(vectors) > FEW_VECTORS:
         return None
     compiled, vectors, offsets = _Compiled(stream, gain, index, related), vectors.contiguous(), offsets.contiguous()
     return lambda ids: compiled.project(ids, vectors, offsets)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lighttoken.artifact.compiled import FEW_VECTORS
 from lighttoken.artifact.table import ROWS_PER_CHUNK, CompressedTable
 from lighttoken.backbone.cache import RowCache
 from lighttoken.backbone.storage import Overlay, Storage, is_graph
@@ -20,6 +21,7 @@ Trainable = Literal["frozen", "decoder", "decoder+factors"]
 Mode = Literal["packed", "cached", "materialized"]
 Tie = Literal["compressed", "untie"]
 CACHE_MEGABYTES = 64.0
+ROWS_FOR_FEW_VECTORS = 2**14  # in a chunk: where products are compiled, threads are started for every chunk
 UNTRAINED = (
     "call lighttoken.set_trainable(embedding, 'decoder') first, or leave it out, for example out of PEFT's "
     "modules_to_save"
@@ -129,7 +131,9 @@ class CompressedEmbedding(Storage):
         with torch.autocast(vectors.device.type, enabled=False):
             flat, tensors = vectors.float().reshape(-1, self.embedding_dim), self._tensors()
             product = self.description.form.projection(flat, tensors, self.embedding_dim)
-            chunks = torch.arange(self.num_embeddings, device=vectors.device).split(ROWS_PER_CHUNK)
+            few = not is_graph() and len(flat) <= FEW_VECTORS  # a graph is for any number
+            rows = ROWS_FOR_FEW_VECTORS if few else ROWS_PER_CHUNK
+            chunks = torch.arange(self.num_embeddings, device=vectors.device).split(rows)
 
             def logits(ids: Tensor) -> Tensor:
                 return product(ids).to(self.like.dtype)
@@ -140,7 +144,7 @@ class CompressedEmbedding(Storage):
                 products = torch.cat([checkpoint(logits, ids, use_reentrant=False) for ids in chunks], 1)
             else:
                 products = torch.empty(len(flat), self.num_embeddings, dtype=self.like.dtype, device=vectors.device)
-                for part, ids in zip(products.split(ROWS_PER_CHUNK, 1), chunks, strict=True):
+                for part, ids in zip(products.split(rows, 1), chunks, strict=True):
                     part.copy_(logits(ids))
         return products.view(*vectors.shape[:-1], self.num_embeddings)
 
