@@ -117,7 +117,8 @@ def _unknown_key(path: str, config_name: str) -> str:
         close = difflib.get_close_matches(path, known, n=1)
         return f"unknown key {path}; " + (f"did you mean {close[0]}?" if close else "--cfg job shows them all")
     # A slip of a finger is answered at once; the classes of the config take seconds to import.
-    slip = difflib.get_close_matches(key, list(map(str, node)), n=1, cutoff=0.9)
+    names = list(map(str, node))
+    slip = difflib.get_close_matches(key, names, n=1, cutoff=0.85) or sorted(key) in map(sorted, names)
     if not slip and "_target_" in node and key in parameters(hydra.utils.get_object(node["_target_"]))[0]:
         return f"{path} is not set so far and is added, not overridden: write +{path}=VALUE"
     return f"unknown key {path}; {cure(f'{group}.' if group else '', key, {str(name) for name in node})}"

@@ -40,7 +40,9 @@ def test_every_command_knows_its_version(name, monkeypatch, capsys):
     assert capsys.readouterr().out == f"lighttoken {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["raito=3"], ["finetune.learning_rat=3"], ["task=sst"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["raito=3"], ["finetune.learning_rat=3"], ["codec.teirs=3"], ["codec.tier=3"], ["task=sst"]]
+)
 def test_help_and_a_typo_import_no_slow_library(words, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     code = "import sys; from lighttoken.train import main\ntry: main()\nexcept SystemExit: pass\n"
