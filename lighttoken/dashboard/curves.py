@@ -2,11 +2,9 @@
 
 import csv
 import stat
-import sys
-from collections import defaultdict
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from lighttoken.run.reading import LARGEST, MAX_NAME, plain_text
 
@@ -32,27 +30,21 @@ def read_curves(directory: Path) -> Curves:
 @lru_cache(maxsize=10_000)
 def _parse_curves(path: Path, changed: int) -> Curves:
     """The thinned curves of a CSV file. `changed` is its time of change: a changed file is not taken from the cache."""
-    curves: Curves = defaultdict(list)
     with path.open(newline="") as file:
-        rows = csv.reader(file)
-        columns = {name: index for index, name in enumerate(next(rows, []))}
-        step_at = columns.pop("step", sys.maxsize)
-        kept = [(i, name) for name, i in columns.items() if name not in ("", "epoch") and name[:6] != "table/"]
-        for row in rows:
-            step = _number(row[step_at]) if step_at < len(row) else None
-            if step is None:
-                continue
-            for index, name in kept:
-                if index < len(row) and row[index] and (value := _number(row[index])) is not None:
-                    curves[name].append((step, value))
-    names = sorted(curves)[:MAX_CURVES]
+        columns = {name: cells for name, *cells in zip_longest(*csv.reader(file), fillvalue="")}
+    steps, curves = [*map(_number, columns.pop("step", []))], {}
+    for name, cells in columns.items():
+        if name not in ("", "epoch") and not name.startswith("table/"):
+            filled = [(step, cell) for step, cell in zip(steps, cells, strict=False) if step is not None and cell]
+            curves[name] = [(step, value) for step, cell in filled if (value := _number(cell)) is not None]
+    names = sorted(name for name, curve in curves.items() if curve)[:MAX_CURVES]
     return {plain_text(" ".join(name.split()), MAX_NAME): _thin(curves[name]) for name in names}
 
 
-def _number(cell: Any) -> float | None:
+def _number(cell: str) -> float | None:
     try:
         value = float(cell)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
     return value if abs(value) <= LARGEST else None  # nor infinity, nor NaN
 

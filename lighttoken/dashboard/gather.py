@@ -140,7 +140,7 @@ class Point:
         """The mean of the measured ratios."""
         return fmean(run.record["ratio"] for run in self.runs)
 
-    @property
+    @cached_property
     def by_seed(self) -> dict[int, float]:
         return {run.record["seed"]: run.score for run in self.runs if run.score is not None}
 
@@ -187,6 +187,7 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
     records = [record for folder in folders for record in read_records(folder, left_out)]
     runs = []
     for directory, record in {Path(record["directory"]).resolve(): record for record in records}.items():
+        record["directory"] = str(directory)
         try:
             runs.append(Run(record, path_text(os.path.relpath(directory, common)), read_curves(directory)))
         except Exception as error:  # whatever is wrong with one run, the others are shown

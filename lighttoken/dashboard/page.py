@@ -64,7 +64,7 @@ def write_page(
         "refresh": refresh,
         "answers": [answer for answer in answers if answer["rows"]],
         "palette": CURVE_COLOURS,
-        "runs": [run_data(run, folder, root) for run in runs],
+        "runs": [run_data(run, folder.resolve(), root and root.resolve()) for run in runs],
         "points": [point_data(point) for point in settings],
         "charts": [asdict(chart) for chart in charts],
     }
@@ -76,7 +76,7 @@ def write_page(
         "STYLE": (WEB / "page.css").read_text(),
         "SCRIPT": "\n".join((WEB / name).read_text() for name in SCRIPTS),
         "PLOTLY": get_plotlyjs(),
-        "DATA": base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode(),
+        "DATA": base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode(),
         "WRITTEN": html.escape(
             f"{summary if runs else 'no runs yet'}; written {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         ),
@@ -91,17 +91,17 @@ def write_page(
 
 
 def run_data(run: Run, folder: Path, root: Path | None) -> dict[str, Any]:
-    """A run as JSON values."""
+    """A run as JSON values; of resolved paths."""
     record = run.record
-    directory = Path(record["directory"]).resolve()
-    has_link = root is None or directory.is_relative_to(root.resolve())
+    directory = Path(record["directory"])
+    has_link = root is None or directory.is_relative_to(root)
     return {name: record.get(name) for name in RECORD_FIELDS} | {
         "id": run.name,
         "label": run.label,
         "recipe": run.recipe,
         "look": run.look,
         "folder": path_text(directory),
-        "link": quote(os.fsencode(os.path.relpath(directory, folder.resolve()))) + "/" if has_link else None,
+        "link": quote(os.fsencode(os.path.relpath(directory, folder))) + "/" if has_link else None,
         "score": run.score,
         "retention": run.retention,
         "nmse": 0.0 if run.codec == "none" else record["compression"].get("nmse"),
