@@ -20,13 +20,34 @@ def find_embedding(model: nn.Module) -> nn.Embedding:
             f"{type(model).__name__} names no token embedding; compress the model inside it that has one, as CLIP's "
             "text model, if any"
         ) from error
+    if isinstance(embedding, CompressedEmbedding):
+        raise LighttokenError(
+            f"the table of {type(model).__name__} is compressed already, {embedding.ratio:.1f} times; load the "
+            "original, or train and score this one with codec=stored"
+        )
     scaled = hasattr(embedding, "embed_scale")  # as BART's and Gemma's
     if not isinstance(embedding, nn.Embedding) or not (type(embedding) is nn.Embedding or scaled):
         raise LighttokenError(
             f"{type(model).__name__} has {type(embedding).__name__} as its token embedding, not nn.Embedding; "
-            "load the original, uncompressed checkpoint"
+            "load a checkpoint whose table is dense"
         )
     return embedding
+
+
+def find_table(model: nn.Module, stored: bool = False) -> Tensor:
+    """The table (V, d) of a model; with `stored` the decoded one of a compressed embedding.
+
+    Raises LighttokenError as `find_embedding` does, and with `stored` if the embedding is not compressed.
+    """
+    if not stored:
+        return find_embedding(model).weight.detach()
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(embedding, CompressedEmbedding):
+        raise LighttokenError(
+            f"codec=stored keeps a compressed table, and {type(model).__name__} has {type(embedding).__name__}; set "
+            "model.path to a compressed checkpoint, or codec=none"
+        )
+    return embedding.weight
 
 
 def position_count(model: PreTrainedModel) -> int | None:

@@ -53,6 +53,17 @@ class Uncompressed:
     name: str = "none"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """`codec=stored`: the table of a checkpoint whose table is compressed already, as it is."""
+
+    name: str = "stored"
+
+
+Choice = Codec | Uncompressed | Stored  # what `codec=` may name
+NO_CODEC = (Uncompressed.name, Stored.name)  # those that compress nothing
+
+
 @plain_arithmetic()
 def compress_table(
     table: Tensor | nn.Module,

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lighttoken.artifact.table import METADATA_FILE
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.precision import check_precision
+from lighttoken.codec import NO_CODEC
 from lighttoken.codec.interface import MetricCodec, resolve_device
 from lighttoken.codec.quality import check_quality
 from lighttoken.config.messages import one_line
@@ -49,6 +50,8 @@ def check(config: DictConfig) -> None:
         _check_sharding(plain)
         if plain["heal"] and plain["init_from"]:
             raise LighttokenError(f"init_from={plain['init_from']} brings a body of its own; leave out heal=")
+        if plain["codec"].get("name") == "stored":
+            _check_stored(plain)
     if schema is Compress:
         _check_healing(plain)
         _check_goal(plain)
@@ -101,7 +104,7 @@ def _check_numbers(config: dict[str, Any]) -> None:
     """Seed and ratio."""
     if not 0 <= config.get("seed", 0) < 2**32:
         raise LighttokenError(f"seed is {config['seed']}; it must be 0 or above, and below 2^32")
-    if (config.get("codec") or {}).get("name", "none") != "none" and not config.get("ratio", 25) > 1:
+    if (config.get("codec") or {}).get("name", "none") not in NO_CODEC and not config.get("ratio", 25) > 1:
         raise LighttokenError(f"ratio is {config['ratio']:g}; it must be above 1, for example ratio=25")
 
 
@@ -161,6 +164,18 @@ def _check_sharding(config: dict[str, Any]) -> None:
         )
 
 
+def _check_stored(config: dict[str, Any]) -> None:
+    """What needs the original model, which a compressed checkpoint has not; and what would change its body."""
+    if changed := [key for key in ("heal", "init_from") if config[key]]:
+        raise LighttokenError(f"codec=stored takes the model as it is; leave out {changed[0]}=")
+    compared = {"kl_divergence", "top1_agreement"} & (config["task"].get("metrics") or {}).keys()
+    if compared:
+        raise LighttokenError(
+            f"{', '.join(sorted(compared))} compare with the original model, which codec=stored has not; add "
+            + " ".join(f"'~task.metrics.{name}'" for name in sorted(compared))
+        )
+
+
 def _check_healing(config: dict[str, Any]) -> None:
     """A healed backbone that would not be written, and texts that this command has not."""
     texts = config["heal"].get("texts")
@@ -173,8 +188,9 @@ def _check_healing(config: dict[str, Any]) -> None:
 def _check_goal(config: dict[str, Any]) -> None:
     """Nothing to compress, a quality that cannot be, or a ratio and a quality at once."""
     quality = config["quality"]
-    if config["codec"]["name"] == "none":
-        raise LighttokenError("codec=none has nothing to compress; choose another codec, for example codec=lighttoken")
+    if config["codec"]["name"] in NO_CODEC:
+        name = config["codec"]["name"]
+        raise LighttokenError(f"codec={name} has nothing to compress; choose another, for example codec=lighttoken")
     if quality is None:
         return
     check_quality(config["measure"], quality)

@@ -9,6 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from lighttoken.artifact.files import write_atomically
+from lighttoken.codec import NO_CODEC
 from lighttoken.errors import LighttokenError
 from lighttoken.run.scores import task_score
 from lighttoken.run.screen import print_rows
@@ -27,7 +28,7 @@ def glue_average(jobs: list[tuple[list[str], dict[str, Any]]]) -> list[dict[str,
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for overrides, record in jobs:
         if record["status"] == "done" and record["task"] in TASKS:
-            unread = ("task=", "ratio=") if record["codec"] == "none" else ("task=",)
+            unread = ("task=", "ratio=") if record["codec"] in NO_CODEC else ("task=",)
             setting = tuple(override for override in overrides if not override.startswith(unread))
             row = {name: record[name] for name in ("model", "codec", "seed")} | {"ratio": record["ratio_asked"]}
             row = rows.setdefault(setting, row | {"overrides": list(setting), "tasks": {}})

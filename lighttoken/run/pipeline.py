@@ -2,9 +2,8 @@
 
 import copy
 import logging
-import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,10 @@ from lighttoken.backbone.checkpoint import save_with_tokenizer
 from lighttoken.backbone.embedding import CompressedEmbedding
 from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.precision import reduce_precision
-from lighttoken.backbone.replace import find_embedding, position_count, shares_table
+from lighttoken.backbone.replace import find_table, position_count, shares_table
 from lighttoken.backbone.source import Backbone
 from lighttoken.backbone.swap import swap_embedding
-from lighttoken.codec import Codec, Uncompressed
+from lighttoken.codec import Choice, Stored, Uncompressed
 from lighttoken.errors import LighttokenError
 from lighttoken.run.answers import write_answers
 from lighttoken.run.artifacts import ArtifactCache
@@ -37,12 +36,12 @@ from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.distributed import first_process_first, open_trainer
 from lighttoken.run.healing import heal_once
 from lighttoken.run.libraries import quiet_libraries
-from lighttoken.run.measure import common_frequencies, measure_artifact, measure_table
+from lighttoken.run.measure import bytes_by_part, common_frequencies, measure_artifact, measure_table
 from lighttoken.run.process import rank
 from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settle
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
-from lighttoken.run.trainer import load_best, resume_folder
+from lighttoken.run.trainer import check_finite, load_best, resume_folder
 from lighttoken.run.transfer import load_body, load_teacher
 from lighttoken.tasks.data import TaskData
 from lighttoken.tasks.shares import AnswerKeeper, in_order
@@ -58,13 +57,13 @@ class Run:
     record: Record
     loggers: list[Logger]
     backbone: Backbone
-    codec: Codec | Uncompressed
+    codec: Choice
     trainer: L.Trainer
     data: TaskData
     model: PreTrainedModel  # the backbone with the head of the task
     teacher: PreTrainedModel | None  # to learn from
     original: PreTrainedModel  # to compare with: of a task without training, a copy that shares the weights of `model`
-    table: torch.Tensor  # (V, d), the original one
+    table: torch.Tensor  # (V, d), the original one; of codec=stored the decoded one
 
 
 def train(config: DictConfig) -> Record:
@@ -72,7 +71,7 @@ def train(config: DictConfig) -> Record:
     quiet_libraries(config.progress)
     settle(config)
     backbone: Backbone = instantiate(config.model)
-    codec: Codec | Uncompressed = instantiate(config.codec)
+    codec: Choice = instantiate(config.codec)
     record = new_record(config, backbone, codec)
     loggers: list[Logger] = [] if rank() else list(instantiate(config.logger or {}).values())
     with saying_what_is_kept(config, record), record.running(), open_trainer(config, loggers, record) as trainer:
@@ -123,7 +122,7 @@ def saying_what_is_kept(config: DictConfig, record: Record) -> Iterator[None]:
         raise
 
 
-def new_record(config: DictConfig, backbone: Backbone, codec: Codec | Uncompressed) -> Record:
+def new_record(config: DictConfig, backbone: Backbone, codec: Choice) -> Record:
     """The record of a run that has not started."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
     return Record(
@@ -134,17 +133,12 @@ def new_record(config: DictConfig, backbone: Backbone, codec: Codec | Uncompress
         codec=codec.name,
         seed=config.seed,
         command=command_line(),
-        ratio_asked=None if isinstance(codec, Uncompressed) else config.ratio,
+        ratio_asked=None if isinstance(codec, Uncompressed | Stored) else config.ratio,
     )
 
 
 def load(
-    config: DictConfig,
-    backbone: Backbone,
-    codec: Codec | Uncompressed,
-    record: Record,
-    loggers: list[Logger],
-    trainer: L.Trainer,
+    config: DictConfig, backbone: Backbone, codec: Choice, record: Record, loggers: list[Logger], trainer: L.Trainer
 ) -> Run:
     """Read and build everything that a run needs, and enter the sizes of the uncompressed model."""
     torch.set_float32_matmul_precision("highest")  # for the codec, whatever an earlier job has set
@@ -155,7 +149,7 @@ def load(
     model, teacher = load_models(config, data, backbone)
     # Healing changes weights in place, which a shared copy would see.
     original = model if data.trains else copy.deepcopy(model) if config.heal else shared_copy(model)
-    table = find_embedding(model).weight.detach()
+    table = find_table(model, stored=isinstance(codec, Stored))
     record.add_model(model, table)
     return Run(config, record, loggers, backbone, codec, trainer, data, model, teacher, original, table)
 
@@ -198,6 +192,10 @@ def compress(run: Run) -> CompressedTable | None:
     config, record, compressed = run.config, run.record, None
     if isinstance(run.codec, Uncompressed):
         record.add_artifact(record.table_bytes)
+    elif isinstance(run.codec, Stored):
+        embedding: Any = run.model.get_input_embeddings()
+        compressed = embedding.compressed_table()
+        record.add_artifact(compressed.nbytes)
     else:
         cache = ArtifactCache(Path(config.output_dir), config.progress, run.loggers)
         head = run.model.get_output_embeddings() is not None
@@ -239,8 +237,11 @@ def measure(run: Run, compressed: CompressedTable | None) -> None:
     """Enter what the record says of the table and of the artifact: spectrum, bound, errors, bytes by part."""
     if not run.trainer.is_global_zero:
         return
-    run.record.table = measure_table(run.table)
-    if compressed is not None:
+    if not isinstance(run.codec, Stored):  # else the original table is not there
+        run.record.table = measure_table(run.table)
+    elif compressed:
+        run.record.compression = compressed.summary | {"bytes_by_part": bytes_by_part(compressed)}
+    if compressed and run.record.table:
         frequencies = common_frequencies(run.data.tokenizer, len(run.table))
         run.record.compression = compressed.summary | measure_artifact(run.table, compressed, frequencies)
     run.record.save()  # a dashboard can show it while the model is fine-tuned
@@ -277,20 +278,8 @@ def fine_tune(run: Run) -> L.LightningModule:
 
 def scorer(run: Run) -> L.LightningModule:
     """The module that scores the model of a task without training, beside the original model."""
-    unchanged = isinstance(run.codec, Uncompressed) and run.config.backbone_precision == "float32"
+    unchanged = isinstance(run.codec, Uncompressed | Stored) and run.config.backbone_precision == "float32"
     return run.data.scorer(run.model, run.model if unchanged else run.original)
-
-
-def check_finite(scores: Mapping[str, Any], config: DictConfig) -> None:
-    """Raise LighttokenError, with the first loss or score that is not finite, if there is one."""
-    for name, score in scores.items():
-        if not math.isfinite(score):
-            rate = config.finetune.get("learning_rate")
-            cure = f"lower ratio={config.ratio:g}" if rate is None else f"lower finetune.learning_rate={rate}"
-            raise LighttokenError(
-                f"{name} is {float(score)} and must be finite; {cure}, or change "
-                f"backbone_precision={config.backbone_precision} or trainer.precision={config.trainer.precision}"
-            )
 
 
 def evaluate(run: Run, module: L.LightningModule) -> None:

@@ -25,6 +25,7 @@ from torch import nn
 
 from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.backbone.precision import model_bytes
+from lighttoken.codec import NO_CODEC
 from lighttoken.errors import LighttokenError
 from lighttoken.run.process import rank, this_process
 from lighttoken.run.reading import RECORD_FILE, read_records
@@ -112,6 +113,8 @@ class Record:
         """Enter the sizes of the uncompressed model and of its table, both in float32."""
         self.table_bytes = self.artifact_bytes = 4 * table.numel()
         self.model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+        if table.data_ptr() not in {parameter.data_ptr() for parameter in model.parameters()}:  # a compressed one
+            self.model_bytes += self.table_bytes
 
     def add_artifact(self, nbytes: int | None, directory: Path | None = None, reused: bool = False) -> None:
         """Enter the artifact and the measured ratio. With codec=none the artifact is the table and has no directory."""
@@ -184,8 +187,8 @@ def command_line() -> str:
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that makes it another run. With codec=none, the ratio does not."""
-    ignored = NOT_ASKED + (("ratio", "schedule", "tie", "heal") if config["codec"].get("name") == "none" else ())
+    """The part of a config that makes it another run. Without a codec, the ratio does not."""
+    ignored = NOT_ASKED + (("ratio", "schedule", "tie", "heal") if config["codec"].get("name") in NO_CODEC else ())
     ignored += () if config.get("heal") else ("heal",)  # which configs of before lack
     return {key: _comparable(value) for key, value in config.items() if key not in ignored}
 

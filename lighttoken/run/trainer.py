@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,18 @@ def load_best(trainer: L.Trainer, module: L.LightningModule, keep: bool) -> None
             trainer.strategy.barrier()  # until all processes have read it
             if not keep and trainer.is_global_zero:
                 Path(callback.best_model_path).unlink()
+
+
+def check_finite(scores: Mapping[str, Any], config: DictConfig) -> None:
+    """Raise LighttokenError, with the first loss or score that is not finite, if there is one."""
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            rate = config.finetune.get("learning_rate")
+            cure = f"lower ratio={config.ratio:g}" if rate is None else f"lower finetune.learning_rate={rate}"
+            raise LighttokenError(
+                f"{name} is {float(score)} and must be finite; {cure}, or change "
+                f"backbone_precision={config.backbone_precision} or trainer.precision={config.trainer.precision}"
+            )
 
 
 def resume_folder(config: DictConfig) -> Path:

@@ -52,6 +52,11 @@ def test_an_experiment_file_with_a_misspelt_key_is_refused(tmp_path, command):
         (["task=cola,sst2", "task.batchsize=1", "-m"], "unknown key task.batchsize; did you mean task.batch_size?"),
         (["codec=none", "codec.rank=3"], "unknown key codec.rank; known: name"),
         (["codec=none,svd"], "codec=none,svd is a list of values; add -m to run one after another"),
+        (
+            ["task=perplexity", "codec=stored"],
+            "kl_divergence, top1_agreement compare with the original model, which codec=stored has not; add "
+            "'~task.metrics.kl_divergence' '~task.metrics.top1_agreement'",
+        ),
         (["ratio=null"], "ratio is null; it needs a value"),
         (["ratio=1"], "ratio is 1; it must be above 1, for example ratio=25"),
         (["ratio=abc"], "ratio is 'abc'; it must be of type Float"),

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForSequenceClassification
 
 from lighttoken.backbone.source import Backbone
-from lighttoken.codec import CODECS, Uncompressed
+from lighttoken.codec import CODECS, NO_CODEC, Stored, Uncompressed
 from lighttoken.codec.prior import Prior
 from lighttoken.config.check import check
 from lighttoken.config.schema import choices, config_dir
@@ -36,8 +36,8 @@ def test_every_codec_has_the_settings_of_its_python_name(compose, name):
     check(config)
     codec = instantiate(config.codec)
     assert codec.name == name
-    if name == "none":
-        assert isinstance(codec, Uncompressed)
+    if name in NO_CODEC:
+        assert isinstance(codec, Uncompressed | Stored)
     else:
         default = get_object(CODECS[name])()
         assert codec.settings() == default.settings()

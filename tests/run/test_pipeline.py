@@ -337,10 +337,11 @@ def test_compress_writes_the_artifact_and_nothing_else(command, checkpoint, tmp_
     assert {path.name for path in tmp_path.iterdir()} <= {"table", "tiny_bert", "cache"}
 
 
-def test_compress_of_nothing_is_refused(command):
-    code, _, err = command("compress", "codec=none", "output=table")
+@pytest.mark.parametrize("name", ["none", "stored"])
+def test_compress_of_nothing_is_refused(command, name):
+    code, _, err = command("compress", f"codec={name}", "output=table")
     assert code == 2
-    assert "codec=none has nothing to compress" in err
+    assert f"codec={name} has nothing to compress" in err
 
 
 def test_compress_to_a_quality_shows_the_plan(command, checkpoint):
@@ -536,6 +537,8 @@ def test_a_run_starts_from_the_body_of_another(train, checkpoint, command, sst2)
         ("predict=true ~task.submission.test", "task=sst2 has no test split to answer; leave out predict=true"),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 has no end, and the learning rate falls to 0 at the end; set"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true rounds labels and scores too; set"),
+        ("codec=stored", "codec=stored keeps a compressed table, and BertForSequenceClassification has Embedding; set"),
+        ("codec=stored heal=prior", "codec=stored takes the model as it is; leave out heal="),
         ("seed=5000000000", "seed is 5000000000; it must be 0 or above, and below 2^32"),
     ],
 )
@@ -548,6 +551,20 @@ def test_a_run_that_cannot_end_well_is_refused_at_the_start(command, checkpoint,
     code, _, err = command("train", *arguments, "trainer.accelerator=cpu", *overrides.split())
     assert code == 2
     assert message in err
+
+
+def test_a_compressed_checkpoint_is_scored_and_trained_as_it_is(train):
+    _, tuned, first = train("save_model=true", "finetune.learning_rate=0.01")
+    saved = f"model.path={first / 'model'}"
+    out, again, second = train("codec=stored", saved, "trainer.max_epochs=0", "save_model=true")
+    assert again["metrics"] == tuned["metrics"]
+    sizes = ("table_bytes", "artifact_bytes", "model_bytes", "stored_bytes", "ratio")
+    assert [again[name] for name in sizes] == [tuned[name] for name in sizes]
+    assert (again["ratio_asked"], again["compression"]["nmse"]) == (None, tuned["compression"]["nmse"])
+    assert "codec stored" in out
+    _, trained, _ = train("codec=stored", f"model.path={second / 'model'}", "finetune.learning_rate=0.01", "seed=1")
+    assert trained["metrics"]["val/loss"] != tuned["metrics"]["val/loss"]
+    assert trained["ratio"] == tuned["ratio"]
 
 
 @pytest.mark.slow
