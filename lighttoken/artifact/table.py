@@ -32,6 +32,7 @@ from lighttoken.version import __version__
 TENSORS_FILE = "compressed_table.safetensors"
 NEXT_TENSORS_FILE = TENSORS_FILE + ".next"  # while an artifact is replaced
 METADATA_FILE = "compressed_table.json"
+ERRORS = ("nmse", "weighted_nmse", "rarest_nmse", "cosine")  # of a summary, against the original table
 MAX_HEADER = 100_000  # bytes of the names and shapes of tensors, which are a dozen at most
 ROWS_PER_CHUNK = 1024  # rows decoded at a time, so that work space stays small for vocabularies of any size
 
@@ -80,6 +81,10 @@ class CompressedTable:
         """A stored matrix in float32."""
         columns = len(self.tensors["right"]) if name == "left" else self.shape[1]
         return read_matrix(self.tensors, name, columns)
+
+    def without_errors(self) -> "CompressedTable":
+        """The table with a summary that has no errors, as nobody knows them once its matrices were trained."""
+        return replace(self, summary={name: entry for name, entry in self.summary.items() if name not in ERRORS})
 
     @cached_property
     def index(self) -> dict[str, Tensor]:

@@ -66,11 +66,12 @@ class StoredConfig(QuantizationConfigMixin):
     def of(cls, compressed: CompressedTable, tie: Tie) -> "StoredConfig":
         """The config of a compressed table."""
         config = cls(**compressed.describe(), tie=tie)
-        config.describe(compressed.tensors)
+        config.describe(compressed)
         return config
 
-    def describe(self, tensors: Mapping[str, Tensor]) -> None:
-        """Describe these tensors."""
+    def describe(self, compressed: CompressedTable) -> None:
+        """Describe the tensors of a compressed table, and what is known of their errors."""
+        tensors, self.summary = compressed.tensors, compressed.summary
         types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
         self.tensors = {name: [types[name], list(tensor.shape)] for name, tensor in tensors.items()}
         self.sha256 = self.digest(tensors)
@@ -175,7 +176,7 @@ class LighttokenQuantizer(HfQuantizer):
         if embedding.codes.is_meta:  # offloaded
             return {**self.rest, **state}, {}
         compressed = embedding.compressed_table().with_links(self.links)
-        self.quantization_config.describe(compressed.tensors)  # the model's config, written after this, holds it
+        self.quantization_config.describe(compressed)  # the model's config, written after this, holds it
         state |= {f"{path}.{buffer_name(name)}": as_integers(name, t) for name, t in compressed.tensors.items()}
         return {**self.rest, **state}, {}
 

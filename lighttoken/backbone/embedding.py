@@ -94,6 +94,7 @@ class CompressedEmbedding(Storage):
         current = self.compressed_table()
         if self.trained:
             self.store({name: current.tensors[name] for name in self.trained})
+            self.description = self.description.without_errors()
             self.make_index()
         present = [name for name in names if name in current.tensors and current.tensors[name].numel()]
         matrices = {name: current.matrix(name).clone() for name in present}
@@ -169,8 +170,9 @@ class CompressedEmbedding(Storage):
         return {matrix: max(size / table_size, 1e-3) for matrix, size in sizes.items()}
 
     def compressed_table(self) -> CompressedTable:
-        """The compressed table as it is now, fine-tuned or not: about as many bytes on disk as before."""
-        return replace(self.description, tensors=self.trained.into(self.views()))
+        """The compressed table as it is now: about as many bytes on disk as before. Fine-tuned, it names no errors."""
+        compressed = replace(self.description, tensors=self.trained.into(self.views()))
+        return compressed.without_errors() if self.trained else compressed
 
     @property
     def weight(self) -> Float[Tensor, "V d"]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
-from lighttoken.artifact.table import FORMAT_VERSION
+from lighttoken.artifact.table import ERRORS, FORMAT_VERSION
 from lighttoken.backbone.checkpoint import StoredConfig, read_checkpoint
 from lighttoken.backbone.embedding import CompressedHead, set_trainable
 from lighttoken.codec.lighttoken.method import LightToken
@@ -78,6 +78,19 @@ def test_what_was_trained_is_saved(make_model, tmp_path):
     loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     torch.testing.assert_close(outputs(loaded), outputs(model))
+
+
+def test_a_trained_table_names_no_errors(make_model, tmp_path):
+    model = swapped(make_model())
+    embedding = model.get_input_embeddings()
+    summary = embedding.compressed_table().summary
+    assert set(ERRORS) <= summary.keys()
+    set_trainable(embedding, "decoder")
+    set_trainable(embedding, "frozen")  # what was trained is stored, and stays
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).get_input_embeddings().compressed_table()
+    assert loaded.summary.keys() == summary.keys() - set(ERRORS)
+    assert "no errors measured" in repr(loaded)
 
 
 def test_a_deep_copy_saves_and_loads(make_model, tmp_path):

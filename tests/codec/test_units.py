@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError, compress_table
+from lighttoken.artifact.table import ERRORS
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.loss import table_errors
 from lighttoken.codec.units import Units, find_units
@@ -52,6 +53,7 @@ def test_errors_are_the_true_ones_at_any_scale(table, scale):
     rows = table + 0.1 * torch.randn_like(table)
     errors, expected = (table_errors(table * f, rows * f, torch.ones(1200)) for f in (scale, 1.0))
     assert errors == pytest.approx(expected, abs=2e-6)
+    assert tuple(errors) == ERRORS
 
 
 @pytest.mark.parametrize("codec", [QUICK, "scalar", "svd"])
