@@ -4,8 +4,9 @@
     python -m experiments.browser experiments/DATED-FOLDER --checkpoints DENSE COMPRESSED \\
         --onnxruntime-web node_modules/onnxruntime-web/dist
 
-Every model is exported by `torch.onnx.export`, a compressed one with its codes, and run on two sentences by
-onnxruntime and, in the browser, by its providers wasm and webgpu (needs `pip install 'lighttoken[dev]'` and Chromium).
+Every model is exported by `torch.onnx.export`, a compressed one with its codes, and once more with its codes as int32
+words, and run on two sentences by onnxruntime and, in the browser, by its providers wasm and webgpu (needs
+`pip install 'lighttoken[dev]'` and Chromium).
 Writes browser.csv: the largest difference to PyTorch's last hidden states, and the seconds of a session's start and of
 its first run; and operators-NAME.csv: the operators by the types of what they read and make.
 """
@@ -13,6 +14,7 @@ its first run; and operators-NAME.csv: the operators by the types of what they r
 import argparse
 import functools
 import http.server
+import itertools
 import shutil
 import tempfile
 import threading
@@ -30,8 +32,9 @@ import torch
 from playwright.sync_api import sync_playwright
 from transformers import AutoModel, AutoTokenizer
 
-import lighttoken  # noqa: F401  # registers the checkpoints
+import lighttoken
 from experiments.rows import RowFile
+from lighttoken import CompressedEmbedding
 
 SENTENCES = ("The cat sleeps on the warm window sill.", "The central bank raised interest rates by 0.25 points.")
 DYNAMIC = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}}
@@ -71,29 +74,36 @@ def main() -> None:
     parser.add_argument("--onnxruntime-web", type=Path, required=True, help="its folder with ort.all.min.js")
     arguments = parser.parse_args()
     results = RowFile(arguments.folder / "browser.csv", COLUMNS)
-    for checkpoint in arguments.checkpoints:
+    for checkpoint, words in itertools.product(arguments.checkpoints, (False, True)):
+        model = AutoModel.from_pretrained(checkpoint).eval()
+        embedding, name = model.get_input_embeddings(), checkpoint.name + ("-int32" if words else "")
+        if words and not isinstance(embedding, CompressedEmbedding):
+            continue
         site = Path(tempfile.mkdtemp())
-        ids, expected = export(checkpoint, site / "model.onnx")
-        list_operators(onnx.load(site / "model.onnx"), arguments.folder / f"operators-{checkpoint.name}.csv")
+        ids, expected = export(model, checkpoint, words, site / "model.onnx")
+        list_operators(onnx.load(site / "model.onnx"), arguments.folder / f"operators-{name}.csv")
         (site / "ort").symlink_to(arguments.onnxruntime_web.resolve())
         (site / "index.html").write_text(PAGE)
         megabytes = f"{(site / 'model.onnx').stat().st_size / 1e6:.2f}"
         for provider, values, start, run in answers(site, ids):
             difference = float(np.abs(values.reshape(expected.shape) - expected).max())
             numbers = {"difference": f"{difference:.1e}", "start_s": f"{start:.2f}", "run_s": f"{run:.2f}"}
-            results.add({"checkpoint": checkpoint.name, "megabytes": megabytes, "provider": provider} | numbers)
+            results.add({"checkpoint": name, "megabytes": megabytes, "provider": provider} | numbers)
             print(results.rows[-1], flush=True)
         shutil.rmtree(site)
 
 
-def export(checkpoint: Path, file: Path) -> tuple[torch.Tensor, np.ndarray]:
-    """Write an encoder as ONNX; the ids of the sentences, and PyTorch's last hidden states of them."""
-    model = LastHiddenState(AutoModel.from_pretrained(checkpoint).eval())
+def export(model: Any, checkpoint: Path, words: bool, file: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """Write an encoder as ONNX; the ids of the sentences, and PyTorch's last hidden states of them, without words."""
     ids = AutoTokenizer.from_pretrained(checkpoint)([*SENTENCES], padding=True, return_tensors="pt")["input_ids"]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        torch.onnx.export(model, (ids,), file, dynamo=True, dynamic_shapes=DYNAMIC, external_data=False, verbose=False)
-        return ids, model(ids).numpy()
+        expected = model(input_ids=ids).last_hidden_state.numpy()
+        if words:
+            model.set_input_embeddings(lighttoken.Int32Embedding(model.get_input_embeddings()))
+        settings: Any = {"dynamo": True, "dynamic_shapes": DYNAMIC, "external_data": False, "verbose": False}
+        torch.onnx.export(LastHiddenState(model), (ids,), file, **settings)
+        return ids, expected
 
 
 def answers(site: Path, ids: torch.Tensor) -> Iterator[tuple[str, np.ndarray, float, float]]:

@@ -11,6 +11,7 @@ from lighttoken.version import __version__ as __version__
 if TYPE_CHECKING:
     from lighttoken.artifact.table import CompressedTable, load_table
     from lighttoken.backbone.embedding import CompressedEmbedding, set_trainable
+    from lighttoken.backbone.int32 import Int32Embedding
     from lighttoken.backbone.swap import swap_embedding
     from lighttoken.codec import compress_table
     from lighttoken.codec.quality import compress_to_quality
@@ -23,6 +24,7 @@ __all__ = [
     "CompressedEmbedding",
     "CompressedTable",
     "Healing",
+    "Int32Embedding",
     "LighttokenConfig",
     "LighttokenError",
     "compress_model",
@@ -38,6 +40,7 @@ _HOMES = {
     "CompressedEmbedding": "lighttoken.backbone.embedding",
     "CompressedTable": "lighttoken.artifact.table",
     "Healing": "lighttoken.run.healing",
+    "Int32Embedding": "lighttoken.backbone.int32",
     "LighttokenConfig": "lighttoken.run.in_memory",
     "LighttokenError": "lighttoken.errors",
     "compress_model": "lighttoken.run.in_memory",

@@ -139,7 +139,11 @@ class Trellis(LinearForm):
     def _read_by(self, tensors: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """The gains and the index."""
         index = {name.removeprefix(INDEX): tensor for name, tensor in tensors.items() if name.startswith(INDEX)}
-        return read_matrix(tensors, "gain", tensors["steps"].shape[1]), index
+        return self.gains(tensors), index
+
+    def gains(self, tensors: Tensors) -> Float[Tensor, "T s"]:
+        """The scale of each step's coefficients, in float32."""
+        return read_matrix(tensors, "gain", tensors["steps"].shape[1])
 
     def _rank(self, tensors: Tensors) -> int:
         """Rows of the decoder."""

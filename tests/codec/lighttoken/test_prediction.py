@@ -6,7 +6,15 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from lighttoken import CompressedEmbedding, LighttokenError, compress_table, load_table, set_trainable, swap_embedding
+from lighttoken import (
+    CompressedEmbedding,
+    Int32Embedding,
+    LighttokenError,
+    compress_table,
+    load_table,
+    set_trainable,
+    swap_embedding,
+)
 from lighttoken.artifact import compiled
 from lighttoken.artifact.relations import KINDS, MAPS, kinds_of, parents_of, predict, relate
 from lighttoken.backbone.checkpoint import read_checkpoint, save_with_tokenizer
@@ -51,6 +59,12 @@ def test_some_rows_decode_as_all_rows_do():
     table = compressed(family_table())
     ids = torch.tensor([[1170, 3], [400, 400]])
     torch.testing.assert_close(table.decode(ids), table.decode()[ids], rtol=0, atol=1e-6)
+
+
+def test_int32_words_read_the_same_rows():
+    embedding, ids = CompressedEmbedding(compressed(family_table())), torch.arange(len(TOKENS))
+    assert "maps" in embedding.views()
+    torch.testing.assert_close(Int32Embedding(embedding)(ids), embedding(ids), rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(compiled.library(compiled.DECODER) is None, reason="no C++ compiler")
