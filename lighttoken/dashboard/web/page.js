@@ -19,17 +19,18 @@ function startTheme() {
 // The address decides which run is open; a closed dialog gives the focus back to the link that opened it.
 function followAddress(runs, palette) {
   const dialog = $("#run");
-  let opener = null;
+  let opener = null, shown = null;
   const follow = () => {
     const id = location.hash.startsWith("#run=") ? decodeURIComponent(location.hash.slice(5)) : null;
     const run = runs.find((other) => other.id === id);
     if (run) {
-      opener = document.activeElement;
+      [opener, shown] = [document.activeElement, location.hash];
       showRun(run, palette);
     } else if (dialog.open) dialog.close();
   };
   dialog.addEventListener("close", () => {
-    if (location.hash.startsWith("#run=")) history.replaceState(null, "", location.pathname + location.search);
+    // The event comes late: the address may name the next run already.
+    if (location.hash === shown) history.replaceState(null, "", location.pathname + location.search);
     if (opener) opener.focus();
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
