@@ -24,7 +24,7 @@ from lighttoken import compress_table, measure_importance
 from lighttoken.codec.bound import reverse_water_filling
 from lighttoken.codec.interface import Importance
 from lighttoken.codec.lighttoken.method import LightToken
-from lighttoken.codec.lighttoken.plan import assign_tiers
+from lighttoken.codec.lighttoken.plan import TIER_COUNTS, assign_tiers
 from lighttoken.codec.lighttoken.prediction import fit_prediction
 from lighttoken.codec.lowrank import weighted_moments
 from lighttoken.codec.metric_roots import metric_roots
@@ -33,7 +33,7 @@ from lighttoken.config.schema import load_backbone
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-TIERS = 12  # the most that the planner chooses
+TIERS = max(TIER_COUNTS)
 LINES = {  # column -> label, style
     "bound": ("bound of independent rows", "k--"),
     "predicted_bound": ("bound of what a prediction leaves", "k:"),

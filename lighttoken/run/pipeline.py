@@ -22,7 +22,7 @@ from lighttoken.artifact.files import make_directory, write_atomically, write_fo
 from lighttoken.artifact.table import CompressedTable
 from lighttoken.backbone.card import CARD_FILE, model_card
 from lighttoken.backbone.checkpoint import save_with_tokenizer
-from lighttoken.backbone.embedding import CompressedEmbedding
+from lighttoken.backbone.embedding import CompressedEmbedding, CompressedHead
 from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.precision import reduce_precision
 from lighttoken.backbone.replace import find_table, position_count, shares_table
@@ -196,6 +196,8 @@ def compress(run: Run) -> CompressedTable | None:
         embedding: Any = run.model.get_input_embeddings()
         compressed = embedding.compressed_table()
         record.add_artifact(compressed.nbytes)
+        record.healing = getattr(run.model.config, "healing", {})  # of the checkpoint, if it was healed
+        record.tie = "compressed" if isinstance(run.model.get_output_embeddings(), CompressedHead) else None
     else:
         cache = ArtifactCache(Path(config.output_dir), config.progress, run.loggers)
         head = run.model.get_output_embeddings() is not None
@@ -237,13 +239,13 @@ def measure(run: Run, compressed: CompressedTable | None) -> None:
     """Enter what the record says of the table and of the artifact: spectrum, bound, errors, bytes by part."""
     if not run.trainer.is_global_zero:
         return
-    if not isinstance(run.codec, Stored):  # else the original table is not there
-        run.record.table = measure_table(run.table)
-    elif compressed:
+    if compressed is not None and isinstance(run.codec, Stored):  # the original table is not there
         run.record.compression = compressed.summary | {"bytes_by_part": bytes_by_part(compressed)}
-    if compressed and run.record.table:
-        frequencies = common_frequencies(run.data.tokenizer, len(run.table))
-        run.record.compression = compressed.summary | measure_artifact(run.table, compressed, frequencies)
+    else:
+        run.record.table = measure_table(run.table)
+        if compressed is not None:
+            frequencies = common_frequencies(run.data.tokenizer, len(run.table))
+            run.record.compression = compressed.summary | measure_artifact(run.table, compressed, frequencies)
     run.record.save()  # a dashboard can show it while the model is fine-tuned
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lighttoken import compress_table, swap_embedding
+from lighttoken import Int32Embedding, compress_table, swap_embedding
 from lighttoken.codec.lighttoken.method import LightToken
 
 TRELLIS = LightToken(state_bits=6, tiers=2)  # a plan without a search
@@ -63,6 +63,39 @@ def test_onnx_for_any_batch(model, mode, tmp_path):
         (hidden,) = session.run(None, {"input_ids": ids.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(hidden), model(ids).last_hidden_state, atol=1e-4, rtol=0)
+
+
+def test_onnx_reads_rows_in_int32_and_float32_alone(make_model, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="install lighttoken[dev]")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="install lighttoken[dev]")
+    model = make_model().eval()
+    table = model.get_input_embeddings().weight
+    swap_embedding(model, compress_table(table, TRELLIS, 6.5, progress=False))
+    with torch.no_grad():
+        expected = model(IDS).last_hidden_state
+    model.set_input_embeddings(Int32Embedding(model.get_input_embeddings()))
+    files = {"table": model.get_input_embeddings(), "model": LastHiddenState(model)}
+    for name, module in files.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about itself
+            path = tmp_path / f"{name}.onnx"
+            torch.onnx.export(module, (IDS,), path, dynamo=True, dynamic_shapes=(*DYNAMIC.values(),), verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    hidden = session.run(None, {session.get_inputs()[0].name: IDS.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(hidden), expected, atol=1e-4, rtol=0)
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "table.onnx")).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input]}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    shapes = {"Shape", "Concat", "Reshape", "Slice", "Squeeze", "Unsqueeze"}  # whose sizes and places are int64
+    known = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32}
+    for node in graph.node:
+        used = {types[name] for name in [*node.input, *node.output] if name in types}
+        of_ids = node.op_type == "Cast" and node.input[0] == graph.input[0].name
+        assert used <= known or node.op_type in shapes or of_ids, (node.op_type, used)
+        assert not used & {onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT16}
+        assert not node.op_type.startswith("Bit")
+    assert max(tensor.ByteSize() for tensor in graph.initializer) < 256 * 2**20
 
 
 class Logits(LastHiddenState):

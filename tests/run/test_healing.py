@@ -235,6 +235,15 @@ def test_a_healed_model_is_compared_with_the_original_one(command, checkpoint, s
     assert err.strip().endswith("heal=task reads training rows and task=sts has none; set heal=corpus heal.file=F")
 
 
+def test_a_run_on_a_healed_checkpoint_says_so(command, checkpoint, corpus, train):
+    healed = ["checkpoint=true", "heal=corpus", f"heal.file={corpus}", "heal.length=8", *SHORT]
+    code, _, err = command("compress", f"model.path={checkpoint()}", "output=healed", "codec=svd", "ratio=3", *healed)
+    assert code == 0, err
+    out, record = train("model.path=healed", "codec=stored", "trainer.max_epochs=0")
+    assert record["healing"] == json.loads(Path("healed/config.json").read_text())["healing"]
+    assert "20 steps on texts of corpus.txt" in " ".join(out.replace("│", " ").split())
+
+
 def test_a_body_of_another_run_is_not_healed_over(command, checkpoint, sst2):
     data = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}"]
     code, _, err = command("train", *data, *QUICK, "heal=task", "init_from=somewhere")

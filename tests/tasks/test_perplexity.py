@@ -209,6 +209,25 @@ def test_a_run_scores_without_training_and_pairs_up_with_the_original(save, trai
     assert runs["untie"].label == "svd (tie=untie)"
 
 
+@pytest.mark.parametrize("tie", ["compressed", "untie"])
+def test_a_compressed_decoder_scores_as_in_the_run_that_compressed_it(save, train, command, tie):
+    Path("text.txt").write_text(TEXT)
+    path = save(AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, **TIED))).path
+    arguments = ["task=perplexity", "task.file=text.txt", "task.window=16"]
+    assert train(*arguments, f"model.path={path}", f"tie={tie}")[0] == 0
+    folder, run = read_record()
+    folder.rename("run")
+    settings = ["codec=svd", "ratio=2.5", "checkpoint=true", "progress=false", f"tie={tie}"]
+    assert command("compress", f"model.path={path}", "output=packed", *settings)[0] == 0
+    comparisons = ["~task.metrics.kl_divergence", "~task.metrics.top1_agreement"]
+    code, _, err = train(*arguments, "model.path=packed", "codec=stored", *comparisons)
+    assert code == 0, err
+    stored = read_record()[1]
+    assert stored["metrics"] == {"val/perplexity": run["metrics"]["val/perplexity"]}
+    assert stored["tie"] == ("compressed" if tie == "compressed" else None)
+    assert stored["artifact_bytes"] == run["artifact_bytes"]
+
+
 def test_what_only_a_training_reads_is_refused_or_ignored(gpt2, train):
     Path("text.txt").write_text(TEXT)
     arguments = ["task=perplexity", "task.file=text.txt", "task.window=16", f"model.path={gpt2.path}"]
