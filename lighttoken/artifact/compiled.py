@@ -1,10 +1,12 @@
-"""Compiled code: C++ that is built once for a machine by its own compiler, and the reading of the trellis code with it.
+"""Compiled code, and the reading of the trellis code with it.
 
-It gives the same bits as the plain code in PyTorch, which is used where there is no compiler.
+On a CPU it is C++ that is built once for a machine by its own compiler and gives the same bits as the plain code in
+PyTorch. On an NVIDIA GPU it is kernels in Triton. The plain code is used where there is neither.
 """
 
 import ctypes
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
@@ -14,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -23,6 +25,9 @@ from torch import Tensor
 
 from lighttoken.artifact.relations import PARENT_BITS, chain_of, maps_by_kind, place_in_vocabulary, read_related
 from lighttoken.artifact.trellis import BLOCK, LEAD, read_coefficients
+
+if TYPE_CHECKING:
+    from lighttoken.artifact.decode_triton import TritonReader
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,13 @@ def library(source: Path) -> ctypes.CDLL | None:
     return None
 
 
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels in Triton run on a device: an NVIDIA GPU from Turing on (compute capability 7.5)."""
+    there = device.type == "cuda" and torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+    return there and torch.cuda.get_device_capability(device) >= (7, 5)
+
+
 class _Code(ctypes.Structure):
     """`Code` of decode.cpp."""
 
@@ -80,13 +92,13 @@ def read_rows(
     index: Mapping[str, Tensor],
     related: bool = False,
 ) -> Float[Tensor, "n m"]:
-    """`read_coefficients` of rows or, with `related`, `read_related`: compiled if they are many, on a CPU.
+    """`read_coefficients` of rows or, with `related`, `read_related`: compiled on a GPU, and for many rows on a CPU.
 
     Not compiled where a graph is made or a gradient of the gains is asked for.
     """
     # First whether a graph is made: `len` would fix the number of rows in it.
-    if _usable(gain, ids) and len(ids) * index["position"].shape[1] >= LEAST_NUMBERS:
-        return _Compiled(stream, gain, index, related).read(ids)
+    if _usable(gain, ids) and (ids.is_cuda or len(ids) * index["position"].shape[1] >= LEAST_NUMBERS):
+        return _reader(stream, gain, index, related).read(ids)
     if not related:
         return read_coefficients(ids, stream, gain, index)
     return read_related(
@@ -104,19 +116,29 @@ def projector(
 ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]] | None:
     """A function of ids that returns offsets plus products of a few vectors with the coefficients of the rows.
 
-    No coefficient is written to memory, and torch's threads share the rows. None where `read_rows` is not compiled, for
-    many vectors and where a gradient is asked for: a product of matrices is better then.
+    No coefficient is written to memory; on a CPU, torch's threads share the rows. None where `read_rows` is not
+    compiled, for many vectors and where a gradient is asked for: a product of matrices is better then.
     """
     if not _usable(gain, vectors) or len(vectors) > FEW_VECTORS:
         return None
-    compiled, vectors, offsets = _Compiled(stream, gain, index, related), vectors.contiguous(), offsets.contiguous()
-    return lambda ids: compiled.project(ids, vectors, offsets)
+    reader, vectors, offsets = _reader(stream, gain, index, related), vectors.contiguous(), offsets.contiguous()
+    return lambda ids: reader.project(ids, vectors, offsets)
 
 
 def _usable(gain: Tensor, given: Tensor) -> bool:
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     trained = torch.is_grad_enabled() and (gain.requires_grad or given.requires_grad)
-    return not (in_graph or trained) and given.device.type == "cpu" and library(DECODER) is not None
+    if in_graph or trained:
+        return False
+    return has_triton(given.device) or (given.device.type == "cpu" and library(DECODER) is not None)
+
+
+def _reader(stream: Tensor, gain: Tensor, index: Mapping[str, Tensor], related: bool) -> "_Compiled | TritonReader":
+    if stream.is_cuda:
+        from lighttoken.artifact.decode_triton import TritonReader  # Triton is not there without a GPU
+
+        return TritonReader(stream, gain, index, related)
+    return _Compiled(stream, gain, index, related)
 
 
 class _Compiled:

@@ -148,7 +148,7 @@ def read_related(
     else:
         rows, places = torch.cat(chain).unique(return_inverse=True)
         once = decode(rows)
-        decoded = [once[part] for part in places.split(len(ids))]
+        decoded = [once[part] for part in places.tensor_split(len(chain))]  # there may be no ids
     coefficients = torch.zeros_like(decoded[-1])
     for rows, values in zip(chain[::-1], decoded[::-1], strict=True):
         coefficients = values + predict(rows, kinds_of(relations[rows]), coefficients, maps)

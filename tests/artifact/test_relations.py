@@ -108,6 +108,11 @@ def test_a_row_is_what_its_codes_decode_to_and_what_the_rows_above_tell():
     torch.testing.assert_close(rows, expected[[2, 0, 2, 3]])
 
 
+def test_no_ids_have_no_rows():
+    relations, codes, maps = relate(["care", "cares"]), torch.randn(2, 3), torch.randn(3, MAPS)
+    assert read_related(torch.arange(0), relations, maps, lambda ids: codes[ids]).shape == (0, 3)
+
+
 def test_the_same_rows_are_read_while_a_graph_is_made():
     relations, codes, maps = relate(["care", "cares", "caress", "sky"]), torch.randn(4, 3), torch.randn(3, MAPS)
 

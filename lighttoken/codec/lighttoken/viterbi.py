@@ -1,11 +1,12 @@
 """The search of the trellis code: for each row, the bits that decode nearest to its coefficients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
+from lighttoken.artifact.compiled import has_triton
 from lighttoken.codec.lighttoken import compiled
 
 # Path costs in memory at a time, states x rows: on a CPU, twice as many let memory peak at 4.6 tables instead of 3.7; a
@@ -23,7 +24,8 @@ def search(
 
     Step j chooses a row of books[j] (2 ** state_bits, v) for targets[j] (n, v). The state s moves to
     (s << bits[j] | new bits) modulo 2 ** state_bits; it starts at 0. Time grows with n * steps * 2 ** state_bits. On a
-    CPU the search is compiled, if there is a compiler and no step has more bits than it can take.
+    CPU the search is compiled, if there is a compiler and no step has more bits than it can take; on an NVIDIA GPU, if
+    Triton is there.
     """
     states = 1 << state_bits
     norms = [book.square().sum(1, keepdim=True) for book in books]
@@ -34,21 +36,24 @@ def search(
     rows_per_chunk = max(16, WORK_SPACE.get(targets[0].device.type, WORK_SPACE["cpu"]) // states)
     path = torch.empty(len(targets[0]), len(bits), dtype=torch.int32, device=targets[0].device)
     chunks = zip(path.split(rows_per_chunk), *(target.split(rows_per_chunk) for target in targets), strict=True)
+    search_chunk: Callable[..., Tensor] = _search_chunk
+    if has_triton(path.device):
+        from lighttoken.codec.lighttoken.viterbi_triton import search_chunk  # Triton is not there without a GPU
     for part, *chunk in chunks:
-        columns = [target.T.contiguous() for target in chunk]  # rows last: every operation then runs along memory
-        part.copy_(_search_chunk(columns, factors, norms, bits, state_bits))
+        part.copy_(search_chunk(chunk, factors, norms, bits, state_bits))
     return path
 
 
 def _search_chunk(
     targets: list[Tensor], factors: list[Tensor], norms: list[Tensor], bits: Sequence[int], state_bits: int
 ) -> Tensor:
-    """The states (n, steps) of a chunk; targets are (v, n), costs (states, n)."""
-    states, rows = 1 << state_bits, targets[0].shape[1]
+    """The states (n, steps) of a chunk; targets are (n, v), costs (states, n)."""
+    states, rows = 1 << state_bits, len(targets[0])
+    columns = [target.T.contiguous() for target in targets]  # rows last: every operation then runs along memory
     cost = targets[0].new_full((states, rows), torch.inf)
     cost[0] = 0  # every path starts in state 0
     origins = []
-    for target, factor, norm, k in zip(targets, factors, norms, bits, strict=True):
+    for target, factor, norm, k in zip(columns, factors, norms, bits, strict=True):
         # 1. The states before this step that lead to the same states differ in their top k bits: keep the best of them.
         arrivals = cost.view(1 << k, states >> k, rows)
         if k <= 2:

@@ -77,6 +77,20 @@ def test_the_compiled_search_gives_the_bits_of_the_plain_one(state_bits, monkeyp
     assert torch.equal(search(targets, books, bits, state_bits), compiled_path)
 
 
+@pytest.mark.parametrize("state_bits", [4, 6, 10])
+def test_the_search_of_a_gpu_finds_the_plain_path_in_tritons_interpreter(state_bits, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed: the search of a GPU is not tested")
+    from lighttoken.codec.lighttoken.viterbi_triton import search_chunk
+
+    vectors, bits = [8, 4, 4, 2, 1, 1, 8, 2], [1, 2, 2, 3, 4, 2, 1, state_bits]
+    targets = [torch.randn(13, v) for v in vectors]
+    books = [codebook(state_bits)[:, :v] for v in vectors]
+    norms = [book.square().sum(1, keepdim=True) for book in books]
+    path = search_chunk(targets, [-2 * book for book in books], norms, bits, state_bits)
+    monkeypatch.setattr(compiled, "there", lambda: False)
+    assert torch.equal(path, search(targets, books, bits, state_bits))
+
+
 def test_without_a_working_compiler_the_log_says_so_and_the_plain_search_is_used(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
