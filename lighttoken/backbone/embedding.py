@@ -18,9 +18,10 @@ from lighttoken.backbone.storage import Overlay, Storage, is_graph
 from lighttoken.errors import LighttokenError
 
 Trainable = Literal["frozen", "decoder", "decoder+factors"]
-Mode = Literal["packed", "cached", "materialized"]
+Mode = Literal["packed", "cached", "materialized", "int8"]
 Tie = Literal["compressed", "untie"]
 CACHE_MEGABYTES = 64.0
+INT8_LEVELS = 127
 ROWS_FOR_FEW_VECTORS = 2**14  # in a chunk: where products are compiled, threads are started for every chunk
 UNTRAINED = (
     "call lighttoken.set_trainable(embedding, 'decoder') first, or leave it out, for example out of PEFT's "
@@ -33,12 +34,14 @@ class CompressedEmbedding(Storage):
 
     `packed`: memory is that of the artifact; a call decodes the rows of its ids, repeated ids once. `cached`: decoded
     rows are kept, up to some memory. `materialized`: the whole table is decoded once, for the speed and the memory of a
-    dense one. Rows are decoded in float32 and returned in the precision of the model.
+    dense one; `int8`: likewise, with a byte for a number and a scale for a row. Rows are decoded in float32 and returned
+    in the precision of the model.
 
     The codes never change. `set_trainable` chooses what fine-tuning changes: the matrices in `trained`.
     """
 
-    table: Tensor | None
+    table: Tensor | None  # (V, d): decoded, in the precision of the model or in int8
+    table_scale: Tensor | None  # (V, 1): of int8
     cache: RowCache | None = None
 
     def __init__(
@@ -72,7 +75,7 @@ class CompressedEmbedding(Storage):
         self.set_mode(self.mode, self.megabytes)
 
     def set_mode(self, mode: Mode | str, megabytes: float = CACHE_MEGABYTES) -> None:
-        """Choose between memory and speed: `packed`, `cached` with so many megabytes of rows, or `materialized`.
+        """Choose between memory and speed: `packed`, `cached` with so many megabytes of rows, `materialized` or `int8`.
 
         The cache serves look-ups, not a tied head. Raises LighttokenError for another mode, and for a table that is
         trained in another mode than `packed`.
@@ -83,11 +86,14 @@ class CompressedEmbedding(Storage):
             raise LighttokenError(f"mode={mode} has nothing to train; choose trainable=frozen or mode=packed")
         self.mode, self.megabytes = mode, megabytes
         self.register_buffer("table", None, persistent=False)
+        self.register_buffer("table_scale", None, persistent=False)
         self.cache = None
         if mode == "cached":
             self.cache = RowCache(self.num_embeddings, self.embedding_dim, megabytes, self.like)
         if mode == "materialized":
             self.table = self.weight.detach()
+        if mode == "int8":
+            self._materialize_int8()
 
     def set_trainable(self, names: tuple[str, ...]) -> None:
         """Train these stored matrices and no others; matrices that were trained before are stored first."""
@@ -108,7 +114,10 @@ class CompressedEmbedding(Storage):
         """Rows of ids of any shape. Raises IndexError for ids that the table does not have."""
         scale = self.like.new_tensor(self.scale) if self.round_scale else self.scale
         if self.table is not None:
-            return nn.functional.embedding(ids, self.table) * scale
+            rows = nn.functional.embedding(ids, self.table)
+            if self.table_scale is not None:
+                rows = rows.to(self.like.dtype) * nn.functional.embedding(ids, self.table_scale)
+            return rows * scale
         if is_graph():  # the number of unique ids is not known then
             unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         else:
@@ -127,11 +136,11 @@ class CompressedEmbedding(Storage):
         Packed, the products are made chunk by chunk of rows, by the form's projection. A backward pass reads the rows
         again instead of keeping them in memory.
         """
-        if self.table is not None:
+        if self.table is not None and self.table_scale is None:
             return nn.functional.linear(vectors, self.table)
         with torch.autocast(vectors.device.type, enabled=False):
-            flat, tensors = vectors.float().reshape(-1, self.embedding_dim), self._tensors()
-            product = self.description.form.projection(flat, tensors, self.embedding_dim)
+            flat = vectors.float().reshape(-1, self.embedding_dim)
+            product = self._product(flat)
             few = not is_graph() and len(flat) <= FEW_VECTORS  # a graph is for any number
             rows = ROWS_FOR_FEW_VECTORS if few else ROWS_PER_CHUNK
             chunks = torch.arange(self.num_embeddings, device=vectors.device).split(rows)
@@ -148,6 +157,13 @@ class CompressedEmbedding(Storage):
                 for part, ids in zip(products.split(rows, 1), chunks, strict=True):
                     part.copy_(logits(ids))
         return products.view(*vectors.shape[:-1], self.num_embeddings)
+
+    def _product(self, vectors: Float[Tensor, "N d"]) -> Callable[[Int[Tensor, " n"]], Float[Tensor, "N n"]]:
+        """A function of ids that returns the products of vectors with rows."""
+        levels, scales = self.table, self.table_scale
+        if levels is None or scales is None:
+            return self.description.form.projection(vectors, self._tensors(), self.embedding_dim)
+        return lambda ids: vectors @ levels[ids].float().T * scales[ids].float().T
 
     def requires_grad_(self, requires_grad: bool = True) -> "CompressedEmbedding":
         """As of any module, for the matrices in `trained`. Raises LighttokenError if there are none to train."""
@@ -203,6 +219,15 @@ class CompressedEmbedding(Storage):
         predicted = self.description.summary.get("predicted_rows")
         related = f", predicted_rows={predicted}" if predicted else ""
         return f"CompressedEmbedding({self.num_embeddings}, {self.embedding_dim}{codes}{ratio}{related})"
+
+    def _materialize_int8(self) -> None:
+        size, device = (self.num_embeddings, self.embedding_dim), self.codes.device
+        self.table, scales = torch.empty(size, dtype=torch.int8, device=device), []
+        for ids in torch.arange(self.num_embeddings, device=device).split(ROWS_PER_CHUNK):
+            rows = self._rows(ids).detach().float()
+            scales.append((rows.abs().amax(1, keepdim=True) / INT8_LEVELS).clamp_min(torch.finfo(torch.float16).tiny))
+            self.table[ids] = (rows / scales[-1]).round().to(torch.int8)
+        self.table_scale = torch.cat(scales).to(self.like.dtype)
 
     def _check(self, ids: Tensor) -> None:
         """Bytes beyond the last row would decode to numbers of no row."""

@@ -194,8 +194,26 @@ def test_materialized_it_gives_the_same_rows_and_the_same_state(request, codec):
     assert dense.mode == "packed"
     with pytest.raises(LighttokenError, match="mode=materialized has nothing to train"):
         dense.set_mode("materialized")
-    with pytest.raises(LighttokenError, match="unknown mode='fast'; choose one of packed, cached, materialized"):
+    with pytest.raises(LighttokenError, match="unknown mode='fast'; choose one of packed, cached, materialized, int8"):
         packed.set_mode("fast")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_int8_a_row_differs_by_half_a_level_and_the_head_multiplies_the_same_rows(trellis, dtype):
+    exact, embedding = CompressedEmbedding(trellis), CompressedEmbedding(trellis).to(dtype)
+    embedding.set_mode("int8")
+    ids, rows = torch.arange(1200), exact.weight
+    level = rows.abs().amax(1, keepdim=True) / 127
+    rounding = rows.abs() * torch.finfo(dtype).eps * 2
+    assert bool(((embedding(ids).float() - rows).abs() <= level * 0.51 + rounding).all())
+    vectors = torch.randn(2, 3, 32, dtype=dtype)
+    products = vectors.float() @ (embedding.table.float() * embedding.table_scale.float()).T
+    torch.testing.assert_close(embedding.project(vectors), products.to(dtype))
+    assert embedding.table.nbytes == 1200 * 32
+    assert embedding.state_dict().keys() == exact.state_dict().keys()
+    assert torch.equal(copy.deepcopy(embedding)(ids), embedding(ids))
+    embedding.set_mode("packed")
+    assert torch.equal(embedding(ids), rows.to(dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 20, 300, 5000])
