@@ -34,8 +34,8 @@ class CompressedEmbedding(Storage):
 
     `packed`: memory is that of the artifact; a call decodes the rows of its ids, repeated ids once. `cached`: decoded
     rows are kept, up to some memory. `materialized`: the whole table is decoded once, for the speed and the memory of a
-    dense one; `int8`: likewise, with a byte for a number and a scale for a row. Rows are decoded in float32 and returned
-    in the precision of the model.
+    dense one; `int8`: likewise, with a byte for a number and a scale for a row. Rows are decoded in float32 and
+    returned in the precision of the model.
 
     The codes never change. `set_trainable` chooses what fine-tuning changes: the matrices in `trained`.
     """
