@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -100,6 +99,8 @@ def _write(figure: Figure, path: Path) -> Path:
     elif kind == "svg":
         FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
     else:
+        from matplotlib.backends.backend_pdf import FigureCanvasPdf  # here: its fonts take half a second to import
+
         FigureCanvasPdf(figure).print_pdf(content, metadata={"CreationDate": None})
     write_atomically(path, content.getbuffer())
     return path
