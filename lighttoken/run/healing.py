@@ -160,8 +160,11 @@ def heal(
     loggers: Sequence[Logger] = (),
     progress: bool = False,
     accelerator: str = "auto",
+    precision: Any = "32-true",
 ) -> Healed:
     """Adapt a copy of the backbone's body to a compressed table, which stays as it is.
+
+    `accelerator` and `precision` are those of Lightning's trainer.
 
     `data` has the rows of `heal=task`. Raises LighttokenError for an encoder-decoder, and for texts that are not there.
     """
@@ -173,6 +176,7 @@ def heal(
     healer = Healer(model, original, healing.learning_rate, healing.warmup_ratio)
     trainer = L.Trainer(
         accelerator=accelerator,
+        precision=precision,
         devices=1,
         max_epochs=-(-healing.steps // len(texts)),
         max_steps=healing.steps,
@@ -206,11 +210,16 @@ def heal_once(
     healing: Healing,
     data: "TaskData",
     seed: int,
+    loggers: Sequence[Logger] = (),
+    progress: bool = False,
     **settings: Any,
 ) -> Healed:
-    """As `heal`, but what an earlier run under `output_dir` has healed, with the same inputs and code, is read."""
+    """As `heal`, but what an earlier run under `output_dir` has healed, with the same inputs and code, is read.
+
+    `settings` are the accelerator and the precision.
+    """
     rows = data.splits["train"]["input_ids"][:] if healing.texts == "task" and data.trains else None
-    inputs = [code_hash(HEALER), artifact.name, healing.settings(), rows, seed, settings.get("accelerator")]
+    inputs = [code_hash(HEALER), artifact.name, healing.settings(), rows, seed, settings]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     file = output_dir / "healed" / f"{artifact.name}_{healing.texts}_{key}.safetensors"
     for folder in (file.parent, output_dir / "locks"):
@@ -225,6 +234,6 @@ def heal_once(
                 return Healed(parameters, summary)
             except (SafetensorError, OSError) as error:
                 log.warning("healing again: %s is damaged: %s", file, error)
-        healed = heal(backbone, compressed, healing, data, seed, **settings)
+        healed = heal(backbone, compressed, healing, data, seed, loggers, progress, **settings)
         write_atomically(file, save(healed.parameters, {"healing": json.dumps(healed.summary)}))
         return healed

@@ -230,6 +230,7 @@ def heal_backbone(run: Run, compressed: CompressedTable | None) -> None:
             loggers=run.loggers,
             progress=config.progress,
             accelerator=config.trainer.accelerator,
+            precision=config.trainer.get("precision"),
         )
     healed.put_into(run.model)
     record.healing = healed.summary

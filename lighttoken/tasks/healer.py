@@ -44,7 +44,8 @@ class Healer(L.LightningModule):
         with torch.no_grad():
             target = self.original(**inputs, output_hidden_states=True).hidden_states
         ours = self.model(**inputs, output_hidden_states=True).hidden_states
-        return [(one[tokens], other[tokens]) for one, other in zip(ours[1:], target[1:], strict=True)]
+        pairs = zip(ours[1:], target[1:], strict=True)
+        return [(one[tokens].float(), other[tokens].float()) for one, other in pairs]  # autocast may have rounded them
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         errors = [

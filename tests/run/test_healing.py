@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, T5Config, T5Model
 
 from lighttoken import LighttokenError, compress_model, compress_table, load_table, swap_embedding
@@ -208,6 +209,15 @@ def test_a_run_heals_once_and_is_compared_with_the_uncompressed_one(train):
     out, again = train("heal=task", *SHORT)
     assert again["metrics"] == record["metrics"]
     assert f"healing again: {file} is damaged" in out
+
+
+def test_a_run_heals_in_its_precision(train):
+    exact, rounded = (
+        train("heal=task", *SHORT, *more)[1]["healing"]["cosine"] for more in ([], ["trainer.precision=bf16-mixed"])
+    )
+    assert rounded == pytest.approx(exact, abs=1e-4)
+    first, second = (load_file(file) for file in Path("outputs/healed").iterdir())
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_other_rows_are_healed_on_anew(train):
