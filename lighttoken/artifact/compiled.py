@@ -65,7 +65,12 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether kernels in Triton run on a device: an NVIDIA GPU from Turing on (compute capability 7.5)."""
+    """Whether kernels in Triton run on a device: an NVIDIA GPU from Turing on (compute capability 7.5).
+
+    `LIGHTTOKEN_TRITON=0` in the environment turns them off.
+    """
+    if os.environ.get("LIGHTTOKEN_TRITON") == "0":
+        return False
     there = device.type == "cuda" and torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
     return there and torch.cuda.get_device_capability(device) >= (7, 5)
 

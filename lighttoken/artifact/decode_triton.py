@@ -16,7 +16,7 @@ from lighttoken.artifact.relations import DEPTH, PARENT_BITS, maps_by_kind
 from lighttoken.artifact.trellis import BLOCK, LEAD, MAX_VECTOR
 
 ROWS, COLUMNS = 16, 64  # rows and coefficients of a program: as many as its registers hold
-FEWEST = 16  # vectors that a product of matrices takes on a GPU; there are zeros in place of those that lack
+VECTORS = 16  # of a product: the fewest that a GPU multiplies as a matrix; there are zeros in place of those that lack
 BLOCK_ROWS, LEAD_BITS, VECTOR = tl.constexpr(BLOCK), tl.constexpr(8 * LEAD), tl.constexpr(MAX_VECTOR)
 KIND_SHIFT, PARENTS, LEVELS = tl.constexpr(PARENT_BITS), tl.constexpr((1 << PARENT_BITS) - 1), tl.constexpr(DEPTH)
 
@@ -68,11 +68,11 @@ class TritonReader:
     def project(
         self, ids: Int64[Tensor, " n"], vectors: Float[Tensor, "N m"], offsets: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N n"]:
-        """Offsets plus products of at most `FEWEST` vectors with the coefficients of rows, which are not written."""
+        """Offsets plus products of at most `VECTORS` vectors with the coefficients of rows, which are not written."""
         products = vectors.new_empty(len(vectors), len(ids))
         given = (ids, vectors, offsets, products, len(ids), len(vectors))
         with torch.cuda.device_of(ids):
-            _project[(triton.cdiv(len(ids), ROWS),)](*given, self.code, ROWS, COLUMNS, FEWEST)
+            _project[(triton.cdiv(len(ids), ROWS),)](*given, self.code, ROWS, COLUMNS, VECTORS)
         return products
 
 

@@ -105,6 +105,8 @@ class CompressedTable:
         """
         if not self.needs_tokenizer:
             return self
+        if not hasattr(tokenizer, "get_vocab"):
+            raise LighttokenError(f"{tokenizer!r} is no tokenizer; pass AutoTokenizer.from_pretrained(...)")
         with torch.device("cpu"):  # not on the meta device of a model that is being loaded
             related = replace(self, relations=relations_of(tokenizer, self.shape[0]))
         if not self.tensors["relations"].is_meta:  # else where the index is made

@@ -99,7 +99,8 @@ class Trellis(LinearForm):
         index = make_index(tiers, steps, self.state_bits, self._rank(tensors))
         if tensors["decoder"].ndim == 1:
             levels = unpack_levels(tensors["decoder"], self._rank(tensors), dim, "decoder")
-            index["levels"] = levels if bool((levels.abs() > 127).any()) else levels.to(torch.int8)
+            wide = bool((levels.abs() > 127).any())
+            index["levels"] = levels.to(torch.int32 if wide else torch.int8)  # torch.distributed cannot send int16
         if "maps" in tensors:
             index["maps"] = read_matrix(tensors, "maps", MAPS)
         if "integers" in tensors:

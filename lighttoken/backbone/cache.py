@@ -1,6 +1,7 @@
 """Decoded rows that look-ups keep. In text a few rows serve most look-ups (Zipf's law)."""
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from jaxtyping import Float, Int
@@ -22,15 +23,20 @@ class RowCache:
         An index of 4 bytes for every row of the vocabulary comes on top. Raises LighttokenError if no row fits.
         """
         row = dim * like.element_size()
-        self.capacity = min(int(megabytes * 1e6 / row), vocab_size)
-        if self.capacity < 1:
+        if not megabytes * 1e6 >= row:
             raise LighttokenError(f"megabytes={megabytes:g} do not hold a row of {row} bytes; ask for more")
+        self.capacity = int(min(megabytes * 1e6 / row, vocab_size))
+        self.lock = Lock()  # threads may share a model
         self.slots = like.new_full((vocab_size,), -1, dtype=torch.int32)
         self.rows = like.new_empty(self.capacity, dim)
         self.used = 0
 
     def read(self, ids: Int[Tensor, " n"], decode: Callable[[Tensor], Tensor]) -> Float[Tensor, "n d"]:
         """The rows of ids; `decode` gives those that are not kept."""
+        with self.lock:
+            return self._read(ids, decode)
+
+    def _read(self, ids: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
         new = ids[self.slots[ids] < 0].unique()
         if self.used + len(new) > self.capacity:
             self.slots.fill_(-1)

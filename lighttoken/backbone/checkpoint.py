@@ -146,13 +146,14 @@ class LighttokenQuantizer(HfQuantizer):
             model.is_quantized = False  # type: ignore[assignment]
             return model
         embedding = _find(model)[1]
-        if not embedding.codes.is_meta:  # where it is offloaded, it is read when it is needed
-            with refusing("the checkpoint's compressed table is damaged"):
-                compressed = embedding.compressed_table()
-            self.quantization_config.check(compressed)
-            # An earlier format is written as the current one when the model is saved again.
-            self.quantization_config = StoredConfig.of(compressed, self.quantization_config.tie)
-            model.config.quantization_config = self.quantization_config
+        if embedding.codes.is_meta:
+            raise LighttokenError("offload_buffers=True leaves no compressed table in memory; leave it out")
+        with refusing("the checkpoint's compressed table is damaged"):
+            compressed = embedding.compressed_table()
+        self.quantization_config.check(compressed)
+        # An earlier format is written as the current one when the model is saved again.
+        self.quantization_config = StoredConfig.of(compressed, self.quantization_config.tie)
+        model.config.quantization_config = self.quantization_config
         embedding.prepare()
         # Else .half() and .float() are refused, which do not reach the stored tensors.
         model.is_quantized = False  # type: ignore[assignment]
@@ -209,7 +210,7 @@ def attach(model: PreTrainedModel, compressed: CompressedTable, tie: Tie) -> Non
 def save_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write a model and its tokenizer. A compressed table that predicts rows is saved as in the artifact.
 
-    `save_pretrained` alone adds the relations to it, in about a byte per row, so that the folder needs no tokenizer.
+    `save_pretrained` alone adds the relations to it, in about 1.5 bytes a row, so that the folder needs no tokenizer.
     """
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if isinstance(quantizer, LighttokenQuantizer):
@@ -293,4 +294,9 @@ def _find_stored(shards: Sequence[Path], like: Tensors) -> dict[str, tuple[Any, 
 def _find(model: PreTrainedModel) -> tuple[str, CompressedEmbedding]:
     """The path of the compressed embedding in a model, and the embedding."""
     embedding: Any = model.get_input_embeddings()
+    if not isinstance(embedding, CompressedEmbedding):
+        raise LighttokenError(
+            f"the model's embedding is a {type(embedding).__name__}; put the CompressedEmbedding back with "
+            "model.set_input_embeddings(...) before you save it"
+        )
     return next(name for name, module in model.named_modules() if module is embedding), embedding

@@ -58,7 +58,9 @@ class CompressedEmbedding(Storage):
         """
         super().__init__(compressed)
         self.num_embeddings, self.embedding_dim = compressed.shape
-        self.padding_idx, self.scale, self.round_scale = padding_idx, scale, round_scale
+        from_end = padding_idx is not None and padding_idx < 0
+        self.padding_idx = self.num_embeddings + (padding_idx or 0) if from_end else padding_idx
+        self.scale, self.round_scale = scale, round_scale
         self.trained = Overlay()
         self.mode: Mode | str = mode
         self.megabytes = CACHE_MEGABYTES
@@ -84,12 +86,11 @@ class CompressedEmbedding(Storage):
             raise LighttokenError(f"unknown mode={mode!r}; choose one of {', '.join(get_args(Mode))}")
         if mode != "packed" and self.trained:
             raise LighttokenError(f"mode={mode} has nothing to train; choose trainable=frozen or mode=packed")
+        size = self.num_embeddings, self.embedding_dim
+        self.cache = RowCache(*size, megabytes, self.like) if mode == "cached" else None
         self.mode, self.megabytes = mode, megabytes
         self.register_buffer("table", None, persistent=False)
         self.register_buffer("table_scale", None, persistent=False)
-        self.cache = None
-        if mode == "cached":
-            self.cache = RowCache(self.num_embeddings, self.embedding_dim, megabytes, self.like)
         if mode == "materialized":
             self.table = self.weight.detach()
         if mode == "int8":
@@ -123,7 +124,7 @@ class CompressedEmbedding(Storage):
         else:
             self._check(ids)
             if self.cache is not None:
-                return self.cache.read(ids.flatten(), self._rows).view(*ids.shape, -1) * scale
+                return self.cache.read(ids.flatten(), self._rows).view(*ids.shape, self.embedding_dim) * scale
             unique, positions = ids.unique(return_inverse=True)
         rows = self._rows(unique)
         if self.padding_idx is not None:
@@ -134,10 +135,11 @@ class CompressedEmbedding(Storage):
         """Products of vectors with all rows, unscaled, as a head tied to the table makes them.
 
         Packed, the products are made chunk by chunk of rows, by the form's projection. A backward pass reads the rows
-        again instead of keeping them in memory.
+        again instead of keeping them in memory. The head may be on another device than the table.
         """
+        device, vectors = vectors.device, vectors.to(self.codes.device)
         if self.table is not None and self.table_scale is None:
-            return nn.functional.linear(vectors, self.table)
+            return nn.functional.linear(vectors, self.table).to(device)
         with torch.autocast(vectors.device.type, enabled=False):
             flat = vectors.float().reshape(-1, self.embedding_dim)
             product = self._product(flat)
@@ -156,7 +158,7 @@ class CompressedEmbedding(Storage):
                 products = torch.empty(len(flat), self.num_embeddings, dtype=self.like.dtype, device=vectors.device)
                 for part, ids in zip(products.split(rows, 1), chunks, strict=True):
                     part.copy_(logits(ids))
-        return products.view(*vectors.shape[:-1], self.num_embeddings)
+        return products.view(*vectors.shape[:-1], self.num_embeddings).to(device)
 
     def _product(self, vectors: Float[Tensor, "N d"]) -> Callable[[Int[Tensor, " n"]], Float[Tensor, "N n"]]:
         """A function of ids that returns the products of vectors with rows."""
@@ -225,7 +227,7 @@ class CompressedEmbedding(Storage):
         self.table, scales = torch.empty(size, dtype=torch.int8, device=device), []
         for ids in torch.arange(self.num_embeddings, device=device).split(ROWS_PER_CHUNK):
             rows = self._rows(ids).detach().float()
-            scales.append((rows.abs().amax(1, keepdim=True) / INT8_LEVELS).clamp_min(torch.finfo(torch.float16).tiny))
+            scales.append((rows.abs().amax(1, keepdim=True) / INT8_LEVELS).clamp_min(torch.finfo(self.like.dtype).tiny))
             self.table[ids] = (rows / scales[-1]).round().to(torch.int8)
         self.table_scale = torch.cat(scales).to(self.like.dtype)
 
@@ -242,10 +244,18 @@ class CompressedEmbedding(Storage):
     def _rows(self, ids: Tensor) -> Tensor:
         # Autocast does not round the rows of a dense embedding either.
         with torch.autocast(ids.device.type, enabled=False):
-            return self.description.form.read(ids, self._tensors(), self.embedding_dim).to(self.like.dtype)
+            return self.description.form.read(ids.long(), self._tensors(), self.embedding_dim).to(self.like.dtype)
 
     def _tensors(self) -> dict[str, Tensor]:
         return self.trained.over(self.stored_tensors())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"cache": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.mode == "cached":
+            self.set_mode("cached", self.megabytes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedEmbedding":
         super()._apply(fn, recurse)
@@ -273,8 +283,8 @@ class SharedEmbedding(nn.Module):
         self.__dict__["embedding"] = embedding  # not a child: its tensors are moved and saved once
 
     def forward(self, ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids d"]:
-        """Rows of ids of any shape."""
-        return self.embedding(ids)
+        """Rows of ids of any shape. This module may be on another device than the table."""
+        return self.embedding(ids.to(self.embedding.codes.device)).to(ids.device)
 
 
 class CompressedHead(nn.Module):

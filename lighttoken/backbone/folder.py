@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def copy_rest(source: Path, target: Path) -> None:
     no file are left out, with a warning. Raises LighttokenError if `modules.json` names a folder outside.
     """
     modules = source / "modules.json"
-    named = [entry["path"] for entry in json.loads(modules.read_bytes())] if modules.is_file() else []
+    with refusing(f"{modules} is damaged"):
+        named = [str(entry["path"]) for entry in json.loads(modules.read_bytes())] if modules.is_file() else []
     keep = [(source / name).resolve() for name in named if name]
     for name, folder in zip(filter(None, named), keep, strict=True):
         if not folder.is_relative_to(source.resolve()):
@@ -77,7 +79,7 @@ def read_tensors(source: Path, names: Collection[str]) -> dict[str, Tensor]:
             tensors |= {name: shard.get_tensor(name) for name in set(names) & set(shard.keys())}
     if not files:
         for file in sorted(source.glob("pytorch_model*.bin")):
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
             tensors |= {name: state[name] for name in set(names) & state.keys()}
     return tensors
 
@@ -116,7 +118,8 @@ def read_gguf_table(file: Path) -> Tensor:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    (table,) = (tensor for tensor in GGUFReader(file).tensors if tensor.name == "token_embd.weight")
+    with refusing(f"{file} is no GGUF file with the tensor token_embd.weight"):
+        (table,) = (tensor for tensor in GGUFReader(file).tensors if tensor.name == "token_embd.weight")
     return torch.tensor(dequantize(table.data, table.tensor_type))  # a copy: the file is mapped to be read only
 
 

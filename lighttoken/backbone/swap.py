@@ -20,14 +20,13 @@ def swap_embedding(
     """Replace the token embedding of a transformers model by a compressed one, in place; returns the model.
 
     `tie` is about an output head that shares the table: `compressed` computes its logits from the compressed table as
-    well, without decoding it; `untie` keeps its original weights, dense and separate.
+    well; `untie` keeps its original weights, dense and separate.
     A table that was loaded without the `tokenizer` of its model needs that here if it predicts rows from related ones.
     `save_pretrained` then writes a checkpoint that every Auto class loads once lighttoken is imported. Raises
     LighttokenError if the compressed table has another shape than the model's, for another `tie`, or without the
     right tokenizer.
     """
-    if tie not in get_args(Tie):
-        raise LighttokenError(f"unknown tie={tie!r}; choose one of {', '.join(get_args(Tie))}")
+    check_tie(tie)
     if tokenizer is not None:
         compressed = compressed.with_tokenizer(tokenizer)
     shared = replace_embedding(model, compressed, tie)
@@ -35,3 +34,9 @@ def swap_embedding(
         shared = getattr(model.config.get_text_config(), "tie_word_embeddings", True)
     attach(model, compressed, tie if shared else "untie")
     return model
+
+
+def check_tie(tie: str) -> None:
+    """Raise LighttokenError for a `tie` that there is not."""
+    if tie not in get_args(Tie):
+        raise LighttokenError(f"unknown tie={tie!r}; choose one of {', '.join(get_args(Tie))}")

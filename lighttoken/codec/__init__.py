@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lighttoken.artifact.layout import MAX_VALUE
 from lighttoken.artifact.parts import NOT_KEPT, Parts
 from lighttoken.artifact.table import CompressedTable, hash_table
-from lighttoken.codec.inputs import check_importance, check_ratio, check_table, plain_arithmetic
-from lighttoken.codec.interface import Budget, Codec, Importance, MetricCodec, Reporter
+from lighttoken.codec.inputs import check_importance, check_ratio, check_seed, check_table, plain_arithmetic
+from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.loss import table_errors
 from lighttoken.codec.units import Units, find_units
 from lighttoken.errors import LighttokenError
@@ -92,7 +92,8 @@ def compress_table(
     """
     # 1. Check the inputs.
     codec, table, ratio = find_codec(codec), check_table(table), check_ratio(ratio)
-    asks = isinstance(codec, MetricCodec) and codec.importance_settings() != Codec().importance_settings()
+    check_seed(seed)
+    asks = codec.importance_settings() != Codec().importance_settings()
     if weights is None and importance is None and asks and ratio > MOST_UNWEIGHTED:
         warnings.warn(
             f"at ratio {ratio:g} without an importance the model loses much more than it has to; use "

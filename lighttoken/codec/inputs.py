@@ -40,6 +40,13 @@ def check_ratio(ratio: Any) -> float:
     return float(ratio)
 
 
+def check_seed(seed: int) -> int:
+    """The seed. Raises LighttokenError unless every library can take it."""
+    if not 0 <= seed < 2**32:
+        raise LighttokenError(f"seed is {seed}; it must be 0 or above, and below 2^32")
+    return seed
+
+
 def check_table(table: Any) -> Float32[Tensor, "V d"]:
     """The table in float32 on the CPU, dense. Raises LighttokenError unless it is a matrix of finite numbers.
 
@@ -130,8 +137,11 @@ def _check_error_metric(error_metric: Any, dim: int) -> Tensor | None:
         raise LighttokenError("the error metric has NaN or infinite values; pass None for the Euclidean distance")
     if not torch.allclose(error_metric, error_metric.T, rtol=1e-4, atol=1e-6 * float(error_metric.abs().max())):
         raise LighttokenError("the error metric is not symmetric; pass (error_metric + error_metric.T) / 2")
-    if not float(torch.linalg.eigvalsh(error_metric)[-1]) > 0:
-        raise LighttokenError("the error metric has no positive eigenvalue; pass None for the Euclidean distance")
+    if not float(error_metric.trace()) > 0:
+        raise LighttokenError(
+            f"the error metric has a trace of {float(error_metric.trace()):g}, so no error is one; pass None for the "
+            "Euclidean distance"
+        )
     return error_metric
 
 
@@ -145,4 +155,4 @@ def _tensor(values: Any, name: str) -> Tensor:
     if tensor.is_nested or tensor.is_quantized:
         kind = "nested" if tensor.is_nested else "quantized"
         raise LighttokenError(f"{name} is a {kind} tensor; pass a plain one of floats, as dequantize() makes it")
-    return tensor if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).detach()

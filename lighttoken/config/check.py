@@ -21,6 +21,7 @@ from lighttoken.artifact.table import METADATA_FILE
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.precision import check_precision
 from lighttoken.codec import NO_CODEC
+from lighttoken.codec.inputs import check_seed
 from lighttoken.codec.interface import MetricCodec, resolve_device
 from lighttoken.codec.quality import check_quality
 from lighttoken.config.messages import one_line
@@ -70,13 +71,15 @@ class CheckJobs(Callback):
                     f"torchrun or srun has started {processes} processes, and each would run the sweep; start the "
                     "sweep without, its jobs start their own processes"
                 )
-            for overrides in _jobs(config.hydra.overrides.task):
+            params = config.hydra.sweeper.get("params") or {}  # of an experiment; Hydra puts them before the command's
+            for overrides in _jobs([f"{key}={value}" for key, value in params.items()], config.hydra.overrides.task):
                 job = loader.load_sweep_config(config, overrides)
                 with open_dict(job.hydra):
                     job.hydra.job.id, job.hydra.job.num = "check", 0
                     job.hydra.runtime.output_dir = job.hydra.sweep.dir
                 HydraConfig.instance().set_config(job)
-                job = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
+                with open_dict(job):
+                    del job["hydra"]  # as Hydra does; a masked copy would lose the schema
                 check(job)
                 check_sources(job)
         except Exception as error:  # which Hydra would turn into a warning
@@ -87,23 +90,26 @@ class CheckJobs(Callback):
             raise SystemExit(2) from error
 
 
-def _jobs(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of a few jobs of a sweep in which every value of a list occurs."""
-    values = []
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+def _jobs(params: Sequence[str], arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of a few jobs of a sweep, in which every value of a list occurs.
+
+    A later list replaces an earlier one of the same key.
+    """
+    values: dict[str, list[str]] = {}
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    for override in parser.parse_overrides([*params, *arguments]):
+        key = override.get_key_element()
         if override.is_discrete_sweep():
-            key = override.get_key_element()
-            values.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         elif not override.is_sweep_override():  # a range that a sweeper draws from has no values yet
-            values.append([override.input_line or ""])
-    count = max(map(len, values), default=1)
-    return [[options[job % len(options)] for options in values] for job in range(count)]
+            values[key] = [override.input_line or ""]
+    count = max(map(len, values.values()), default=1)
+    return [[options[job % len(options)] for options in values.values()] for job in range(count)]
 
 
 def _check_numbers(config: dict[str, Any]) -> None:
     """Seed and ratio."""
-    if not 0 <= config.get("seed", 0) < 2**32:
-        raise LighttokenError(f"seed is {config['seed']}; it must be 0 or above, and below 2^32")
+    check_seed(config.get("seed", 0))
     if (config.get("codec") or {}).get("name", "none") not in NO_CODEC and not config.get("ratio", 25) > 1:
         raise LighttokenError(f"ratio is {config['ratio']:g}; it must be above 1, for example ratio=25")
 

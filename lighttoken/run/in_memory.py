@@ -9,7 +9,7 @@ from lighttoken.backbone.checkpoint import METHOD
 from lighttoken.backbone.embedding import Tie
 from lighttoken.backbone.loaded import LoadedBackbone, check_tokenizer
 from lighttoken.backbone.replace import find_embedding
-from lighttoken.backbone.swap import swap_embedding
+from lighttoken.backbone.swap import check_tie, swap_embedding
 from lighttoken.codec import Codec, check_reach, compress_table, find_codec
 from lighttoken.errors import LighttokenError
 from lighttoken.run.healing import Healing, heal
@@ -35,6 +35,7 @@ def compress_model(
     `heal` do.
     """
     codec = find_codec(codec)
+    check_tie(tie)
     table = find_embedding(model).weight.detach().float()
     check_reach(table, codec, ratio)
     backbone = LoadedBackbone(model, tokenizer)

@@ -55,6 +55,11 @@ class SentenceData(TaskData):
     def _check(self, raw: DatasetDict) -> None:
         """Also raises LighttokenError for the first row that lacks a text or has no valid label."""
         super()._check(raw)
+        if self.label_names and len(self.label_names) != self.num_labels:
+            raise LighttokenError(
+                f"task.num_labels is {self.num_labels} and the labels are {', '.join(self.label_names)}; set "
+                f"task.num_labels={len(self.label_names)}"
+            )
         for split in ("train", *self.validation_splits.values()):
             source = f"the split {split!r} of task={self.name}"
             names = getattr(raw[split].features["label"], "names", None)
@@ -63,14 +68,16 @@ class SentenceData(TaskData):
                     f"the labels of {source} are {', '.join(names)} in this order and "
                     f"the task has {', '.join(self.label_names)}; store them in that order, or as names"
                 )
-            texts = zip(*(raw[split][column] for column in self.text_columns), strict=True)
-            for i, (row, label) in enumerate(zip(texts, raw[split]["label"], strict=True)):
-                if not all(isinstance(text, str) for text in row):
-                    raise LighttokenError(f"row {i} of {source} lacks a text: {row}")
+            for i, label in enumerate(raw[split]["label"]):
                 if not self._is_label(label):
                     valid = "a number" if self.num_labels == 1 else f"0 to {self.num_labels - 1}"
                     valid += f" or {', '.join(self.label_names)}" if self.label_names else ""
                     raise LighttokenError(f"row {i} of {source} has the label {label!r}; it must be {valid}")
+
+        for split in raw.keys() & {"train", *self.validation_splits.values(), *self.submission}:
+            for i, row in enumerate(zip(*(raw[split][column] for column in self.text_columns), strict=True)):
+                if not all(isinstance(text, str) for text in row):
+                    raise LighttokenError(f"row {i} of the split {split!r} of task={self.name} lacks a text: {row}")
 
     def _is_label(self, label: Any) -> bool:
         if isinstance(label, str):
@@ -91,8 +98,10 @@ class SentenceData(TaskData):
             "label_names": list(self.label_names or ()),
             "version": __version__,
         }
-        # Tokenise the splits that are trained on, scored or answered.
-        used = ("train", *self.validation_splits.values(), *self.submission)
+        # Tokenise the splits that are trained on or scored, and those that are answered, whatever labels these have.
+        labelled = ("train", *self.validation_splits.values())
+        used = {name: raw[name].select_columns(list(self.text_columns)) for name in raw.keys() & self.submission.keys()}
+        used |= {name: raw[name] for name in raw if name in labelled}
         splits = {
             name: rows.map(
                 _tokenize,
@@ -101,8 +110,7 @@ class SentenceData(TaskData):
                 fn_kwargs=settings,
                 desc=f"tokenise {self.name} {name}",
             )
-            for name, rows in raw.items()
-            if name in used
+            for name, rows in used.items()
         }
         # Hold out training rows by their text.
         return splits | self.hold_out(splits["train"], self._texts(raw["train"]))

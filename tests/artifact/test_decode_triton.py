@@ -54,7 +54,7 @@ def test_products_are_those_of_the_rows(read, vectors):
 COMPILE = """
 import torch, triton
 from triton.backends.compiler import GPUTarget
-from lighttoken.artifact.decode_triton import COLUMNS, FEWEST, ROWS, Code, _project, _read
+from lighttoken.artifact.decode_triton import COLUMNS, ROWS, VECTORS, Code, _project, _read
 from lighttoken.codec.lighttoken.viterbi_triton import _trace, _walk
 
 class Driver:  # of a GPU that is not there
@@ -73,7 +73,7 @@ for capability in (75, 80, 90, 100):
     triton.runtime.driver.set_active(Driver(capability))
     for each in (code, code._replace(relations=None, slope=None, offset=None, slant=None)):
         _read.warmup(ids, x, 100, each, ROWS, COLUMNS, grid=(1,))
-        _project.warmup(ids, x, x, x, 100, 3, each, ROWS, COLUMNS, FEWEST, grid=(1,))
+        _project.warmup(ids, x, x, x, 100, 3, each, ROWS, COLUMNS, VECTORS, grid=(1,))
     for v, k in ((1, 1), (8, 1), (2, 3)):
         _walk.warmup(x, x, x, x, origins, 0, 9, 2, v, k, 12, num_warps=8, grid=(1,))
     _trace.warmup(i, origins, i, i, i, 9, 9, 2, 12, 128, grid=(1,))

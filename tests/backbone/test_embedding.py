@@ -1,6 +1,8 @@
 import copy
+import math
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jaxtyping
@@ -41,6 +43,24 @@ def trellis(table):
 def test_looks_up_the_rows_of_the_compressed_table(request, codec, shape):
     ids, compressed = torch.randint(1200, shape), request.getfixturevalue(codec)
     torch.testing.assert_close(CompressedEmbedding(compressed)(ids), compressed.decode(ids))
+
+
+def test_ids_of_32_bits_are_read_like_those_of_64_in_a_call_of_many(monkeypatch, trellis):
+    monkeypatch.setattr("lighttoken.artifact.compiled.LEAST_NUMBERS", 1)  # so that it is compiled
+    ids, embedding = torch.randint(1200, (300,)), CompressedEmbedding(trellis)
+    assert torch.equal(embedding(ids.int()), embedding(ids))
+
+
+def test_processes_can_send_each_other_the_buffers_of_a_fine_decoder(table):
+    embedding = CompressedEmbedding(compress_table(table, TRELLIS, 5.0, progress=False))
+    assert int(embedding.index_levels.abs().max()) > 127
+    assert torch.int16 not in {buffer.dtype for buffer in embedding.buffers()}  # which torch.distributed cannot send
+
+
+def test_a_padding_row_is_counted_from_the_end_as_in_a_dense_embedding(trellis):
+    assert CompressedEmbedding(trellis, padding_idx=-1).padding_idx == 1199
+    assert CompressedEmbedding(trellis, padding_idx=0).padding_idx == 0
+    assert CompressedEmbedding(trellis).padding_idx is None
 
 
 @pytest.mark.parametrize("codec", ["coded", "trellis"])
@@ -228,6 +248,25 @@ def test_cached_it_gives_the_same_rows_whatever_fits(trellis, rows):
     assert torch.equal(copy.deepcopy(cached)(ids), packed(ids))
 
 
+def test_threads_share_a_cache(trellis):
+    embedding, weight = CompressedEmbedding(trellis), CompressedEmbedding(trellis).weight
+    embedding.set_mode("cached", megabytes=0.01)
+    batches = [torch.randint(1200, (40,)) for _ in range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        for ids, rows in zip(batches, pool.map(embedding, batches), strict=True):
+            assert torch.equal(rows, weight[ids])
+
+
+def test_a_cache_holds_all_rows_is_not_sent_and_takes_no_ids(trellis):
+    embedding = CompressedEmbedding(trellis, mode="cached")
+    embedding.set_mode("cached", megabytes=math.inf)
+    full = embedding(torch.arange(1200))
+    assert embedding(torch.empty(2, 0, dtype=torch.long)).shape == (2, 0, 32)
+    again = pickle.loads(pickle.dumps(embedding))
+    assert (again.cache.used, embedding.cache.used) == (0, 1200)
+    assert torch.equal(again(torch.arange(1200)), full)
+
+
 def test_cached_rows_are_decoded_once(trellis, monkeypatch):
     decoded = []
     embedding = CompressedEmbedding(trellis, mode="cached")
@@ -240,8 +279,10 @@ def test_cached_rows_are_decoded_once(trellis, monkeypatch):
 
 def test_a_cache_refuses_what_it_cannot_do(trellis):
     embedding = CompressedEmbedding(trellis)
-    with pytest.raises(LighttokenError, match=r"megabytes=0.0001 do not hold a row of \d+ bytes"):
-        embedding.set_mode("cached", megabytes=1e-4)
+    for megabytes in (1e-4, math.nan):
+        with pytest.raises(LighttokenError, match=rf"megabytes={megabytes:g} do not hold a row of \d+ bytes"):
+            embedding.set_mode("cached", megabytes=megabytes)
+        assert embedding.mode == "packed"
     set_trainable(embedding, "decoder")
     with pytest.raises(LighttokenError, match="mode=cached has nothing to train"):
         embedding.set_mode("cached")

@@ -68,6 +68,26 @@ def test_a_mistake_in_one_job_is_named_and_the_rest_is_run(command, settings):
     assert "failed #0 task.batch_size=0: task.batch_size is 0; it must be 1 or above" in out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tie=compressed,loose"], "unknown tie='loose'; choose one of compressed, untie"),
+        (["trainer.max_epochs=1,-1"], "trainer.max_epochs=-1 has no end"),
+        (["+experiment=ratio_sweep", "hydra.sweeper.params.ratio='2,0.5'"], "ratio is 0.5; it must be above 1"),
+        (
+            ["+experiment=ratio_sweep", "hydra.sweeper.params.ratio='2,0.5'", "ratio=2,3", "seed=0,-1"],
+            "seed is -1; it must be 0 or above",
+        ),
+        (["codec=glob(sv*)", "ratio=2,0.5"], "ratio is 0.5; it must be above 1"),
+    ],
+)
+def test_a_value_of_any_job_is_checked_before_the_first(command, settings, arguments, line):
+    code, _, err = command("train", "-m", *settings, "codec=svd", *arguments)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: {line}")
+    assert not sweeps()
+
+
 def test_an_uncompressed_run_is_made_once_whatever_the_ratio(command, settings):
     assert command("train", "-m", *settings, "codec=none", "ratio=2,5000")[0] == 0
     assert [job["status"] for job in sweeps()[0]] == ["done", "skipped"]

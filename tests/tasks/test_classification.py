@@ -72,7 +72,11 @@ def test_columns_have_any_name_and_a_validation_file_is_scored(own, suffix):
         ),
         ({"label_column": "stars"}, "train.csv has no column stars; found text, label; set task.text_columns=[NAME]"),
         ({"num_labels": 2}, "row 2 of the split 'train' of task=own has the label 2; it must be 0 to 1"),
-        ({"label_names": ["a", "b", "c"], "num_labels": 2}, "has the label 2; it must be 0 to 1 or a, b, c"),
+        ({"label_names": ["a", "b"]}, "has the label 2; it must be 0 to 1 or a, b"),
+        (
+            {"label_names": ["a", "b", "c"], "num_labels": 2},
+            "task.num_labels is 2 and the labels are a, b, c; set task.num_labels=3",
+        ),
         ({"validation_fraction": 1.0}, "task.validation_fraction is 1; it must be between 0 and 1"),
     ],
 )
@@ -80,6 +84,23 @@ def test_what_does_not_fit_is_named(own, settings, line):
     with pytest.raises(LighttokenError) as caught:
         own([i % 3 for i in range(60)], **settings)
     assert line in str(caught.value)
+
+
+def test_numbers_that_are_stored_as_texts_are_no_numbers_to_predict(own):
+    with pytest.raises(
+        LighttokenError, match=r"task.num_labels is 1 and the labels are 1, 10, 2; set task.num_labels=3"
+    ):
+        own(files={"train.jsonl": pd.DataFrame({"text": TEXTS, "label": ["1", "2", "10"] * 20})}, num_labels=1)
+
+
+def test_rows_that_are_only_answered_may_have_any_label_but_need_a_text(own):
+    train = pd.DataFrame({"text": TEXTS, "label": [NAMES[i % 3] for i in range(60)]})
+    test = pd.DataFrame({"text": TEXTS[:5], "label": "unknown"})
+    data = own(files={"train.csv": train, "test.csv": test})
+    assert data.splits["test"]["labels"][:] == [-1] * 5
+    test.loc[3, "text"] = None
+    with pytest.raises(LighttokenError, match="row 3 of the split 'test' of task=own lacks a text"):
+        own(files={"train.csv": train, "test.csv": test})
 
 
 def test_a_folder_without_training_rows_is_named(tokenizer, tmp_path):

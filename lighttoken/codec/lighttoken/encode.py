@@ -93,8 +93,9 @@ def _encode_rows(
                     r = low[tier, :count].to(coordinates.device)
                     spacing = gain[tier, :count] * torch.exp2(-r.to(gain)) / 4
                     path, u = search_integers(coordinates[part, :count], spacing, r)
-                    rows, lengths[part] = integers.pack_rows(path, u, r)
-                    packed.append((part, rows))
+                    rows, bits = integers.pack_rows(path, u, r)
+                    lengths[part] = bits.cpu()
+                    packed.append((part, rows.cpu()))
     return packed, lengths
 
 
