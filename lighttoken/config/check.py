@@ -4,6 +4,7 @@ Elsewhere: whether a device is there (`run/trainer.py`), whether the data has th
 can meet the ratio (`codec/`).
 """
 
+import math
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,6 +31,16 @@ from lighttoken.config.signatures import check_keys, check_node, parameters
 from lighttoken.errors import LighttokenError
 from lighttoken.run.process import processes_started
 
+RANGES = {  # of values: the least and the largest
+    ("finetune", "learning_rate"): (0, math.inf),
+    ("finetune", "weight_decay"): (0, math.inf),
+    ("finetune", "warmup_ratio"): (0, 1),
+    ("finetune", "distill_weight"): (0, 1),
+    ("finetune", "distill_temperature"): (0.01, math.inf),
+    ("heal", "learning_rate"): (0, math.inf),
+    ("heal", "warmup_ratio"): (0, 1),
+    ("task", "max_answer_length"): (1, math.inf),
+}
 MATMUL_PRECISIONS = ("highest", "high", "medium")  # of torch.set_float32_matmul_precision
 
 
@@ -108,7 +119,12 @@ def _jobs(params: Sequence[str], arguments: Sequence[str]) -> list[list[str]]:
 
 
 def _check_numbers(config: dict[str, Any]) -> None:
-    """Seed and ratio."""
+    """Seed, ratio, and what has a range of its own."""
+    for (group, key), (least, most) in RANGES.items():
+        value = (config.get(group) or {}).get(key)
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            valid = f"{least:g} or above" if most == math.inf else f"between {least:g} and {most:g}"
+            raise LighttokenError(f"{group}.{key} is {value:g}; it must be {valid}")
     check_seed(config.get("seed", 0))
     if (config.get("codec") or {}).get("name", "none") not in NO_CODEC and not config.get("ratio", 25) > 1:
         raise LighttokenError(f"ratio is {config['ratio']:g}; it must be above 1, for example ratio=25")

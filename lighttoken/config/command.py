@@ -63,6 +63,7 @@ def run_command(config_name: str, run: str) -> None:
 def with_replay(arguments: Sequence[str]) -> list[str]:
     """The arguments, with those of the run's own command in the place of `replay=RUN`; what follows overrides them.
 
+    A job of a ready-made sweep is run alone, unless `-m` is among the arguments.
     Raises LighttokenError if RUN is not the folder of a run.
     """
     replayed: list[str] = []
@@ -74,6 +75,8 @@ def with_replay(arguments: Sequence[str]) -> list[str]:
         if not file.is_file():
             raise LighttokenError(f"{argument} is not the folder of a run: it has no .hydra/overrides.yaml")
         replayed += OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[arg-type]
+        if not {"-m", "--multirun"} & {*arguments}:
+            replayed.append("hydra.mode=RUN")
     return replayed
 
 

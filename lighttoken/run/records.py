@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import platform
-import resource
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.backbone.precision import model_bytes
 from lighttoken.codec import NO_CODEC
 from lighttoken.errors import LighttokenError
+from lighttoken.run.memory import peak_of_process
 from lighttoken.run.process import rank, this_process
 from lighttoken.run.reading import RECORD_FILE, read_records
 from lighttoken.run.secrets import masked
@@ -146,7 +145,7 @@ class Record:
             self.status, self.error = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:
-            self.peak_memory_bytes = _peak_memory()
+            self.peak_memory_bytes = peak_of_process()
             if torch.cuda.is_available():
                 self.peak_gpu_memory_bytes = torch.cuda.max_memory_allocated()
             try:
@@ -171,8 +170,9 @@ def settle(config: DictConfig) -> None:
     Paths that a run reads become absolute. What a task without training does not read is taken out.
     """
     paths = [(config.task, "data_dir"), (config.task, "file"), (config, "init_from"), (config, "distill")]
-    for node, key in [(config.model, "path"), *paths]:
-        if node.get(key):
+    paths += [(config.model, "path"), (config.heal, "file"), (config.codec.get("prior"), "file")]
+    for node, key in paths:
+        if node and node.get(key):
             node[key] = str(Path(node[key]).expanduser().resolve())
     if not getattr(get_object(config.task._target_), "trains", True):
         config.finetune, config.trainer.max_epochs = {}, 0
@@ -183,7 +183,15 @@ def settle(config: DictConfig) -> None:
 def command_line() -> str:
     """The command of this run, as a shell takes it; of a job of a sweep, that of the job alone."""
     config = HydraConfig.get()
-    return masked(shlex.join(["python", "-m", f"lighttoken.{config.job.name}", *config.overrides.task]))
+    mode = [value for value in config.overrides.hydra if value == "hydra.mode=RUN"]  # where an experiment is a sweep
+    command = ["python", "-m", f"lighttoken.{config.job.name}", *config_folders(config), *config.overrides.task, *mode]
+    return masked(shlex.join(command))
+
+
+def config_folders(hydra: Any) -> list[str]:
+    """The flags `--config-dir` of a command, given Hydra's part of its config."""
+    added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={path.removeprefix('file://')}" for path in added]
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:
@@ -250,12 +258,6 @@ def hardware() -> dict[str, Any]:
 
 def _quotient(part: int | None, whole: int | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-def _peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _git_commit() -> str | None:

@@ -31,7 +31,7 @@ from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import PARENT, raising_interrupted
 from lighttoken.run.reading import RECORD_FILE, leave_out, read_json, read_records, reason_of
-from lighttoken.run.records import asked_for, settle
+from lighttoken.run.records import asked_for, config_folders, settle
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,9 @@ def end_processes(by: int = signal.SIGTERM) -> None:
 
 def job_command(hydra: Any, overrides: Sequence[str], *values: str) -> list[str]:
     """The command line of a job, given Hydra's part of the config; `values` are further ones of it."""
-    added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = [f"--config-dir={path.removeprefix('file://')}" for path in added]
     kept = [value for value in hydra.overrides.hydra if not value.startswith("hydra.mode=")]
     fixed = ["hydra.mode=RUN", "progress=false"]
-    return [sys.executable, "-m", "lighttoken.train", *flags, *kept, *values, *overrides, *fixed]
+    return [sys.executable, "-m", "lighttoken.train", *config_folders(hydra), *kept, *values, *overrides, *fixed]
 
 
 def run_job(job: Job, command: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lighttoken.codec import Stored
 from lighttoken.errors import LighttokenError
 from lighttoken.run.records import NOT_ASKED, Record
 from lighttoken.run.scores import lower_is_better, retention, task_score
@@ -85,9 +86,16 @@ def _(logger: WandbLogger, record: Record) -> None:
         log.info("the W&B run is offline; to send it: wandb sync %s", Path(run.dir).parent)
     elif run.url:
         log.info("the W&B run is %s", run.url)
-    columns = {"model": record.model, "task": record.task, "codec": record.codec, "ratio": record.ratio_asked or 1.0}
+    columns = {"model": record.model, "task": record.task, "codec": record.codec}
     run.config.update(flatten(record.config) | columns)
-    run.tags = (*(run.tags or ()), f"{columns['ratio']:g}x")
+    if record.codec != Stored.name:  # whose ratio is not known yet
+        _name_ratio(run, record.ratio_asked or 1.0)
+
+
+def _name_ratio(run: Any, ratio: float) -> None:
+    """Give a W&B run its ratio as a column and as a tag."""
+    run.config.update({"ratio": ratio}, allow_val_change=True)
+    run.tags = (*(run.tags or ()), f"{ratio:g}x")
 
 
 @log_result.register
@@ -98,6 +106,8 @@ def _(logger: WandbLogger, record: Record, reference: dict[str, Any] | None) -> 
     run: Any = logger.experiment
     if run.disabled:  # it would copy the artifact for nothing
         return
+    if record.codec == Stored.name and record.ratio:
+        _name_ratio(run, round(record.ratio, 1))
     run.summary.update(summary(record, reference))
     if charts := figures(record.table, record.compression, record.codec, record.ratio):
         run.log(charts)

@@ -70,6 +70,11 @@ def test_missing_values_are_named(compose):
         (["callbacks=best_checkpoint"], "callbacks watch dev/loss and task.dev_fraction is 0"),
         (["trainer.max_epochs=-1", "trainer.max_steps=10"], None),
         (["trainer.devices=auto"], None),
+        (["finetune.learning_rate=-1"], "finetune.learning_rate is -1; it must be 0 or above"),
+        (["finetune.warmup_ratio=2"], "finetune.warmup_ratio is 2; it must be between 0 and 1"),
+        (["finetune.distill_temperature=0"], "finetune.distill_temperature is 0; it must be 0.01 or above"),
+        (["heal=prior", "heal.warmup_ratio=-0.5"], "heal.warmup_ratio is -0.5; it must be between 0 and 1"),
+        (["task=squad", "task.max_answer_length=0"], "task.max_answer_length is 0; it must be 1 or above"),
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=train/loss"], None),
     ],
 )

@@ -78,7 +78,8 @@ def test_replay_stands_for_the_arguments_of_a_run(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra/overrides.yaml").write_text("- +experiment=glue_cola\n- ratio=103\n")
     words = with_replay(["seed=3", f"replay={tmp_path}", "ratio=25"])
-    assert words == ["seed=3", "+experiment=glue_cola", "ratio=103", "ratio=25"]
+    assert words == ["seed=3", "+experiment=glue_cola", "ratio=103", "hydra.mode=RUN", "ratio=25"]
+    assert with_replay(["-m", f"replay={tmp_path}"]) == ["-m", "+experiment=glue_cola", "ratio=103"]
     with pytest.raises(LighttokenError, match="replay=nowhere is not the folder of a run: it has no"):
         with_replay(["replay=nowhere"])
 
