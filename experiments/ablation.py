@@ -44,7 +44,7 @@ COLUMNS = (*KEY, "ratio", "nmse", "weighted_nmse", "metric_nmse", "stsb_spearman
 def importances(full: Importance) -> dict[str, Importance]:
     """The three that are compared, by name."""
     return {
-        "uniform": Importance(torch.ones_like(full.weights)),
+        "uniform": Importance(torch.ones_like(full.weights), relations=full.relations),  # predicted as the others
         "prior": replace(full, error_metric=None, settings=full.settings | {"error_metric": "euclidean"}),
         "prior + metric": full,
     }

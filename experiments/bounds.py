@@ -84,12 +84,12 @@ def main() -> None:
     arguments = parser.parse_args()
     results = RowFile(arguments.folder / "bounds.csv", COLUMNS, ("model", "ratio_asked"))
     backbone = load_backbone(arguments.model)
-    if ratios := [ratio for ratio in arguments.ratios if (backbone.label, ratio) not in results]:
+    if ratios := [ratio for ratio in arguments.ratios if (backbone.label, f"{ratio:g}") not in results]:
         table = backbone.table()
         importance = measure_importance(backbone, LightToken(), len(table))
         bounds = Bounds(table, importance)
     for ratio in ratios:
-        row: dict[str, Any] = {"model": backbone.label, "ratio_asked": ratio}
+        row: dict[str, Any] = {"model": backbone.label, "ratio_asked": f"{ratio:g}"}
         for predict in ("none", "related"):
             compressed = compress_table(table, LightToken(predict=predict), ratio, importance=importance)
             row[predict] = bounds.error(compressed.decode())

@@ -41,7 +41,7 @@ class BareLoop(L.Callback):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         decay = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.config.finetune.weight_decay}]
         decay += [{"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(decay, lr=self.config.finetune.learning_rate)
+        self.optimizer = torch.optim.AdamW(decay, lr=self.config.finetune.learning_rate, fused=True)
         steps = int(trainer.estimated_stepping_batches)
         warmup = int(self.config.finetune.warmup_ratio * steps)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, steps)

@@ -1,9 +1,12 @@
 """The rows of a CSV file that a script adds one by one, so that the same command goes on where it stopped."""
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from lighttoken.artifact.files import write_atomically
 
 Row = dict[str, str]
 
@@ -28,10 +31,11 @@ class RowFile:
         self.rows.append({name: str(row.get(name, "")) for name in self.columns})
         if order is not None:
             self.rows.sort(key=order)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, file.getvalue().encode())  # an interruption loses no row
 
 
 def read_rows(path: Path) -> list[Row]:

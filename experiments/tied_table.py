@@ -29,6 +29,7 @@ from lighttoken.codec.baselines.scalar import Scalar
 from lighttoken.codec.interface import Codec, Importance
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.prior import WordFrequency
+from lighttoken.run.artifacts import code_hash
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.tasks.perplexity import Perplexity, PerplexityData
@@ -60,14 +61,21 @@ class Study:
         self.data.setup()
 
     @cached_property
+    def folder(self) -> Path:
+        """Of the artifacts of one model, importance and code."""
+        code = code_hash("lighttoken.codec.lighttoken.method")[:8]
+        settings = [self.backbone.label, self.tie, *self.arguments.languages, str(self.arguments.sequences), code]
+        return self.arguments.artifacts / "-".join(settings)
+
+    @cached_property
     def importance(self) -> Importance:
         prior = WordFrequency(languages=self.arguments.languages or None)
         codec = LightToken(error_metric_sequences=self.arguments.sequences, prior=prior)
-        parts = Parts(self.arguments.artifacts / "-".join([self.tie, *self.arguments.languages]))
+        parts = Parts(self.folder / "importance")
         return measure_importance(self.backbone, codec, len(self.table), parts=parts, tie=self.tie)
 
     def compressed(self, name: str, codec: Codec, ratio: float) -> CompressedTable:
-        folder = self.arguments.artifacts / f"{name}-{self.tie}"
+        folder = self.folder / name
         if not folder.exists():
             compress_table(self.table, codec, ratio, importance=self.importance, progress=False).save(folder)
         return load_table(folder, self.backbone.tokenizer(padding=False))

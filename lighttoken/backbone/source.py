@@ -85,6 +85,12 @@ class Backbone:
             return str(Path(spec.origin).parent / folder)
         raise LighttokenError(f"model={self.name} has no source; set model.path=DIR to a checkpoint on disk")
 
+    def fingerprint(self) -> list[Any]:
+        """Plain values that change when the checkpoint does: of a folder, they have the size and time of every file."""
+        source = self.source()
+        files = sorted(file for file in Path(source).iterdir() if file.is_file()) if Path(source).is_dir() else []
+        return [source, self.revision, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+
     def _check_gguf(self) -> None:
         """Raise LighttokenError if the GGUF file, or a package that reads it, is not there."""
         if not (self.path or self.hub_id):

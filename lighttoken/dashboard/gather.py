@@ -194,7 +194,7 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
             leave_out(directory / RECORD_FILE, error, left_out)
     for run, text in _differences(runs, lambda run: (run.codec, run.trains), _codec_settings):
         run.variant = text
-    for run, text in _differences(runs, lambda run: run.codec, _table_settings):
+    for run, text in _differences(runs, lambda run: (run.codec, run.model), _table_settings):
         run.table_variant = text
     for group in grouped(runs, lambda run: run.codec).values():
         labels = _most_common(run.label for run in group)
@@ -281,7 +281,9 @@ def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table_settings(record: dict[str, Any]) -> dict[str, Any]:
-    return {"codec": record["config"]["codec"], "tie": record.get("tie")}
+    model = record["config"].get("model") or {}  # folders of one name hold different tables
+    source = {name: model.get(name) for name in ("path", "hub_id", "revision")} if isinstance(model, dict) else {}
+    return {"codec": record["config"]["codec"], "tie": record.get("tie")} | source
 
 
 def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:

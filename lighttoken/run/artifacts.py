@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -100,11 +101,11 @@ def artifact_key(
         codec.name,
         codec.settings(),
         codec.importance_settings(),
-        backbone.source(),  # the importance comes from the tokenizer and the model, not from the table alone
+        backbone.fingerprint(),  # the importance comes from the tokenizer and the model, not from the table alone
         None if ratio is None else float(ratio),
         seed,
         uses,  # of the table besides the input
-        str(torch.__version__),
+        [str(torch.__version__), version("transformers"), version("wordfreq")],
         # Sums depend on how many threads add them up, and on the device.
         torch.get_num_threads(),
         str(resolve_device(codec.device)) if isinstance(codec, MetricCodec) else "cpu",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.source import no_load_report
@@ -27,6 +27,8 @@ def load_body(model: PreTrainedModel, run: Path) -> None:
         raise LighttokenError(f"init_from={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
     with _one_line(f"init_from={run}"):
         state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        config = AutoConfig.from_pretrained(run / MODEL_FOLDER, local_files_only=True, trust_remote_code=False)
+    _check_vocabulary(f"init_from={run}", config, model)
     table, body = find_embedding(model).weight, model.base_model
     prefix = "" if body is model else model.base_model_prefix
     parameters = {
@@ -67,7 +69,23 @@ def load_teacher(model: PreTrainedModel, run: Path, task: str) -> PreTrainedMode
             f"distill={run} is the run of another backbone: it lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first {missing[0]}; choose a run of the same kind of model"
         )
+    _check_vocabulary(f"distill={run}", teacher.config, model)
+    if teacher.config.id2label != model.config.id2label:
+        labels = [", ".join((config.id2label or {}).values()) for config in (teacher.config, model.config)]
+        raise LighttokenError(
+            f"distill={run} answers with {labels[0]} and this task has {labels[1]}; choose a run of the same task"
+        )
     return teacher
+
+
+def _check_vocabulary(run: str, config: PretrainedConfig, model: PreTrainedModel) -> None:
+    """Raise LighttokenError if a run's model reads other ids: bodies of equal shapes may have other vocabularies."""
+    theirs, ours = (part.get_text_config().vocab_size for part in (config, model.config))
+    if theirs != ours:
+        raise LighttokenError(
+            f"{run} is the run of another backbone: its vocabulary has {theirs} tokens and this one {ours}; choose a "
+            "run of the same model"
+        )
 
 
 @contextmanager

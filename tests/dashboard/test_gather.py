@@ -156,6 +156,14 @@ def test_an_artifact_that_many_tasks_share_counts_once(run_folder, tmp_path):
     assert len(artifacts(gather([tmp_path / "outputs"]))) == 2
 
 
+def test_tables_of_two_folders_of_one_name_are_two(run_folder, tmp_path):
+    for run in ("a", "b"):
+        model = {"_target_": "lighttoken.backbone.source.Backbone", "name": "model", "path": f"/runs/{run}/model"}
+        run_folder("cola", "svd", config={"model": model})
+    runs = gather([tmp_path / "outputs"])
+    assert sorted(run.table_label for run in artifacts(runs)) == ["svd (path=/runs/a/model)", "svd (path=/runs/b/model)"]
+
+
 def test_variants_of_a_codec_share_a_colour_alone_and_an_artifact_is_drawn_once(run_folder):
     heal = {"texts": "corpus", "steps": 900}
     for ratio in (25.0, 103.0):

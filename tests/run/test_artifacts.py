@@ -1,4 +1,6 @@
+import os
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -26,6 +28,16 @@ def test_a_codec_of_a_user_has_a_hash_of_its_own_and_changes_no_other(tmp_path, 
     (tmp_path / "mycodec.py").write_text("import mytool\nfrom lighttoken.codec.interface import Codec\nSIZE = 2\n")
     assert code_hash("mycodec") != first
     assert "mycodec" not in sys.modules  # the code is read, not run
+
+
+def test_a_checkpoint_that_is_saved_again_and_another_revision_have_other_keys(table, checkpoint):
+    folder = checkpoint()
+    backbone = Backbone("x", path=str(folder))
+    before = artifact_key(table, backbone, SVD(), 2.0, 0)
+    assert artifact_key(table, backbone, SVD(), 2.0, 0) == before
+    assert artifact_key(table, replace(backbone, revision="v2"), SVD(), 2.0, 0) != before
+    os.utime(folder / "model.safetensors", ns=(0, 0))  # of the same size
+    assert artifact_key(table, backbone, SVD(), 2.0, 0) != before
 
 
 def test_threads_are_counted_in_the_key(table, checkpoint):

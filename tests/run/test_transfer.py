@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from lighttoken.errors import LighttokenError
 from lighttoken.run.transfer import load_body, load_teacher
@@ -45,3 +46,19 @@ def test_a_run_with_damaged_weights_is_refused_in_one_line(kept, make_model):
         load_teacher(make_model(), kept, "sst2")
     with pytest.raises(LighttokenError, match=r"^init_from=.* cannot be read .*; run it again with save_model=true"):
         load_body(make_model(), kept)
+
+
+def test_a_run_of_another_vocabulary_is_refused_though_its_body_fits(kept, make_model):
+    other = make_model(vocab_size=150)
+    with pytest.raises(LighttokenError, match="its vocabulary has 200 tokens and this one 150; choose a run of the"):
+        load_body(other, kept)
+
+
+def test_a_teacher_of_other_classes_is_refused(kept, make_model):
+    teacher, student = (
+        make_model(auto_class=AutoModelForSequenceClassification, id2label=dict(enumerate(names)))
+        for names in (("no", "yes"), ("bad", "good"))
+    )
+    teacher.save_pretrained(kept / "model")
+    with pytest.raises(LighttokenError, match="answers with no, yes and this task has bad, good; choose a run of the"):
+        load_teacher(student, kept, "sst2")
