@@ -114,10 +114,12 @@ class JoblibLauncher(ProcessLauncher):
         self.n_jobs = n_jobs
 
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
-        """See ProcessLauncher. Raises LighttokenError without joblib."""
+        """See ProcessLauncher. Raises LighttokenError without joblib, and for no jobs at a time."""
         from lighttoken.run.sweep import ending_processes, run_job
 
         joblib = _import("joblib", "launcher=joblib", "sweep")
+        if self.n_jobs == 0:
+            raise LighttokenError("hydra.launcher.n_jobs is 0; it must be 1 or above, or -1 for one per core")
         with ending_processes():
             calls = [joblib.delayed(run_job)(job, command) for job, command in commands]
             joblib.Parallel(n_jobs=self.n_jobs, backend="threading")(calls)

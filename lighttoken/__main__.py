@@ -15,7 +15,10 @@ COMMAND --help says more. In Python: lighttoken.compress_model(model, tokenizer,
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Exit code 2 for a command that is written as an argument."""
+    if (word := "".join(sys.argv[1:2])) and not word.startswith("-"):
+        print(f"error: lighttoken has no argument {word}; write python -m lighttoken.{word}", file=sys.stderr)
+        sys.exit(2)
     print(f"lighttoken {__version__}" if "--version" in sys.argv[1:] else COMMANDS)
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra
 import hydra.utils
@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lighttoken.config.messages import one_line
-from lighttoken.config.schema import config_dir, register
+from lighttoken.config.schema import SCHEMAS, config_dir, register
 from lighttoken.errors import LighttokenError
 from lighttoken.run.process import rank
 from lighttoken.run.secrets import refuse_secrets
@@ -55,9 +55,19 @@ def run_command(config_name: str, run: str) -> None:
 
     with _one_line_errors(message, show_traceback):
         refuse_secrets(sys.argv[1:])
+        refuse_dashes(sys.argv[1:], config_name)
         sys.argv[1:] = with_replay(sys.argv[1:])
         with quiet_process() if rank() else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
+
+
+def refuse_dashes(arguments: Sequence[str], config_name: str) -> None:
+    """Raise LighttokenError for a key that is written as an option: --ratio 25 instead of ratio=25."""
+    keys = get_type_hints(SCHEMAS[config_name])
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        key, _, value = word.lstrip("-").partition("=")
+        if word.startswith("--") and key in keys:
+            raise LighttokenError(f"{word} has dashes; write {key}={value or following or 'VALUE'}")
 
 
 def with_replay(arguments: Sequence[str]) -> list[str]:

@@ -64,6 +64,9 @@ class Compress:
     progress: bool = MISSING
 
 
+SCHEMAS: dict[str, type] = {"train": Train, "compress": Compress}
+
+
 def config_dir() -> str:
     """The folder of the configs: `conf` of the checkout, or the copy inside an installed wheel."""
     package = Path(__file__).resolve().parents[1]
@@ -95,8 +98,8 @@ def load_backbone(source: str) -> "Backbone":
 def register() -> None:
     """Register the schemas and resolvers with Hydra; a second call changes nothing."""
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=Train)
-    store.store(name="compress_schema", node=Compress)
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
     resolvers: dict[str, Any] = {
         "wandb_offline": _wandb_is_offline,
         "sweep_name": _sweep_name,

@@ -74,6 +74,25 @@ def test_the_shell_completes_a_command(line, choices):
     assert set(done.stdout.split()) == choices, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--ratio", "50"], "--ratio has dashes; write ratio=50"),
+        (["seed=1", "--model=bert_base"], "--model=bert_base has dashes; write model=bert_base"),
+    ],
+)
+def test_a_key_that_is_written_as_an_option_is_named(command, words, line):
+    for name in ("train", "compress"):
+        code, _, err = command(name, *words)
+        assert (code, err.splitlines()[-1]) == (2, f"error: {line}")
+
+
+def test_a_command_that_is_written_as_an_argument_is_named():
+    done = subprocess.run([sys.executable, "-m", "lighttoken", "compress"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: lighttoken has no argument compress; write python -m lighttoken.compress\n"
+
+
 def test_replay_stands_for_the_arguments_of_a_run(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra/overrides.yaml").write_text("- +experiment=glue_cola\n- ratio=103\n")

@@ -161,7 +161,10 @@ def test_tables_of_two_folders_of_one_name_are_two(run_folder, tmp_path):
         model = {"_target_": "lighttoken.backbone.source.Backbone", "name": "model", "path": f"/runs/{run}/model"}
         run_folder("cola", "svd", config={"model": model})
     runs = gather([tmp_path / "outputs"])
-    assert sorted(run.table_label for run in artifacts(runs)) == ["svd (path=/runs/a/model)", "svd (path=/runs/b/model)"]
+    assert sorted(run.table_label for run in artifacts(runs)) == [
+        "svd (path=/runs/a/model)",
+        "svd (path=/runs/b/model)",
+    ]
 
 
 def test_variants_of_a_codec_share_a_colour_alone_and_an_artifact_is_drawn_once(run_folder):
