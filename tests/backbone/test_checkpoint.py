@@ -282,3 +282,11 @@ def test_a_body_that_was_swapped_gets_the_head_that_its_config_says(make_model, 
         swapped(make_model("bert", tie_word_embeddings=tie)).save_pretrained(tmp_path / str(tie))
         with_head = AutoModelForMaskedLM.from_pretrained(tmp_path / str(tie))
         assert isinstance(with_head.get_output_embeddings(), CompressedHead) == tie
+
+
+def test_offloaded_buffers_are_refused_when_the_model_is_loaded(make_model, tmp_path):
+    swapped(make_model()).save_pretrained(tmp_path / "DIR")
+    places = {"embeddings": "disk", "encoder": "cpu", "pooler": "cpu"}
+    settings = {"device_map": places, "offload_folder": str(tmp_path / "offloaded")}
+    with pytest.raises(LighttokenError, match="offload_buffers=True leaves no compressed table in memory; leave it"):
+        AutoModel.from_pretrained(tmp_path / "DIR", **settings, offload_buffers=True)

@@ -58,10 +58,12 @@ def test_a_head_that_the_config_names_and_the_checkpoint_lacks_is_not_made_up(ma
     assert not [name for name in load_file(target / "model.safetensors") if name.startswith("cls.")]
 
 
-def test_weights_in_pytorchs_own_format_are_kept_too(make_model, compress, tokenizer, tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_in_pytorchs_own_formats_are_kept_too(make_model, compress, tokenizer, tmp_path, zipped):
     model = make_model("bert", AutoModelForPreTraining)
     source, _ = compress(model)
-    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    state = load_file(source / "model.safetensors")
+    torch.save(state, source / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (source / "model.safetensors").unlink()
     config = json.loads((source / "config.json").read_bytes()) | {"architectures": ["BertForMaskedLM"]}
     (source / "config.json").write_text(json.dumps(config))

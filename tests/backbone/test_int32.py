@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lighttoken import CompressedEmbedding, Int32Embedding, LighttokenError, compress_table
+from lighttoken import CompressedEmbedding, Int32Embedding, LighttokenError, compress_table, swap_embedding
 from lighttoken.codec.lighttoken.method import LightToken
 
 
@@ -26,3 +26,12 @@ def test_rows_are_those_of_the_compressed_embedding(state_bits, ratio):
 def test_a_table_that_is_no_stream_of_windows_is_refused(codec):
     with pytest.raises(LighttokenError, match=r" at 2\..x cannot be read as int32 words; that takes codec=lighttoken"):
         Int32Embedding(embedding_of(700, 32, codec, 2.0))
+
+
+def test_a_model_that_reads_int32_words_says_how_it_is_saved(make_model, tmp_path):
+    model = make_model()
+    codec = LightToken(state_bits=6, predict="none")
+    swap_embedding(model, compress_table(model.get_input_embeddings().weight, codec, 12.0, progress=False))
+    model.set_input_embeddings(Int32Embedding(model.get_input_embeddings()))
+    with pytest.raises(LighttokenError, match="embedding is a Int32Embedding; put the CompressedEmbedding back with"):
+        model.save_pretrained(tmp_path)

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import socket
+from pathlib import Path
 
 import gguf
 import pytest
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.models.bart.modeling_bart import BartEncoder
 
 from lighttoken import LighttokenError, compress_table, swap_embedding
-from lighttoken.backbone.folder import copy_rest
+from lighttoken.backbone.folder import copy_rest, read_gguf_table
 from lighttoken.backbone.precision import model_bytes, reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count
 from lighttoken.backbone.source import Backbone
@@ -378,3 +379,18 @@ def test_a_gguf_file_or_package_that_is_not_there_is_named(settings, missing, me
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else found(name))
     with pytest.raises(LighttokenError, match=message):
         Backbone("x", gguf_file="a.gguf", **settings).source()
+
+
+@pytest.mark.parametrize("content", [b"", b"no GGUF at all"])
+def test_a_file_that_is_no_gguf_is_named(content):
+    Path("a.gguf").write_bytes(content)
+    with pytest.raises(LighttokenError, match="a.gguf is no GGUF file with the tensor token_embd.weight"):
+        read_gguf_table(Path("a.gguf"))
+
+
+def test_damaged_modules_of_sentence_transformers_are_named(tmp_path):
+    (tmp_path / "source").mkdir()
+    for content in ("{", '[{"name": "0"}]'):
+        (tmp_path / "source/modules.json").write_text(content)
+        with pytest.raises(LighttokenError, match="modules.json is damaged"):
+            copy_rest(tmp_path / "source", tmp_path / "target")
