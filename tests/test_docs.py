@@ -128,11 +128,13 @@ def jobs_with_every_value(arguments: list[str]) -> list[list[str]]:
 
 
 def check_show(arguments, request):
-    """Run it for real on an artifact of the checkpoint."""
+    """Run it for real on an artifact of the model that it is compared with."""
     from lighttoken import compress_table
+    from lighttoken.config.schema import load_backbone
 
-    table = request.getfixturevalue("saved_model").get_input_embeddings().weight
-    compress_table(table, "svd", ratio=3).save("DIR")
+    request.getfixturevalue("saved_model")
+    source = arguments[arguments.index("--verify") + 1] if "--verify" in arguments else "CHECKPOINT"
+    compress_table(load_backbone(source).table(), "svd", ratio=3).save(arguments[0])
     code, _, message = request.getfixturevalue("command")("show", *arguments)
     assert code == 0, message
 
