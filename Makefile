@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# With it, every process would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup quickstart test test-all lint docs clean
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,dev,docs]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # as pip would, on all cores; some packages have files that do not compile
 	touch $@
 
 quickstart: setup
