@@ -93,13 +93,8 @@ def compress_table(
     # 1. Check the inputs.
     codec, table, ratio = find_codec(codec), check_table(table), check_ratio(ratio)
     check_seed(seed)
-    asks = codec.importance_settings() != Codec().importance_settings()
-    if weights is None and importance is None and asks and ratio > MOST_UNWEIGHTED:
-        warnings.warn(
-            f"at ratio {ratio:g} without an importance the model loses much more than it has to; use "
-            "lighttoken.compress_model(model, tokenizer, ratio), or pass importance=lighttoken.measure_importance(...)",
-            stacklevel=3,  # the caller's line; one frame is the decorator's
-        )
+    if weights is None and importance is None:
+        _warn_unweighted(codec, ratio)
     importance = check_importance(weights, importance, table)
 
     # 2. Measure the description, which the codec cannot spend; the rest of the bytes is its budget.
@@ -128,6 +123,16 @@ def compress_table(
             f"{codec.name} had a budget of {ratio}x and wrote {compressed.ratio:.2f}x; use budget.largest"
         )
     return compressed
+
+
+def _warn_unweighted(codec: Codec, ratio: float) -> None:
+    """Warn where a codec that reads the importance gets none and loses much by it."""
+    if ratio > MOST_UNWEIGHTED and codec.importance_settings() != Codec().importance_settings():
+        warnings.warn(
+            f"at ratio {ratio:g} without an importance the model loses much more than it has to; use "
+            "lighttoken.compress_model(model, tokenizer, ratio), or pass importance=lighttoken.measure_importance(...)",
+            stacklevel=4,  # the caller's line; one frame is compress_table's, one its decorator's
+        )
 
 
 def check_reach(table: Tensor, codec: str | Codec, ratio: float) -> None:
