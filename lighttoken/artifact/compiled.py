@@ -133,7 +133,7 @@ def projector(
 def _usable(gain: Tensor, given: Tensor) -> bool:
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     trained = torch.is_grad_enabled() and (gain.requires_grad or given.requires_grad)
-    if in_graph or trained:
+    if in_graph or trained or gain.device != given.device:  # the plain code then says which devices differ
         return False
     return has_triton(given.device) or (given.device.type == "cpu" and library(DECODER) is not None)
 
