@@ -58,9 +58,9 @@ class CompressedEmbedding(Storage):
         """
         super().__init__(compressed)
         self.num_embeddings, self.embedding_dim = compressed.shape
-        from_end = padding_idx is not None and padding_idx < 0
-        self.padding_idx = self.num_embeddings + (padding_idx or 0) if from_end else padding_idx
-        self.scale, self.round_scale = scale, round_scale
+        if padding_idx is not None and padding_idx < 0:  # counted from the end, as in nn.Embedding
+            padding_idx += self.num_embeddings
+        self.padding_idx, self.scale, self.round_scale = padding_idx, scale, round_scale
         self.trained = Overlay()
         self.mode: Mode | str = mode
         self.megabytes = CACHE_MEGABYTES
