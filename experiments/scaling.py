@@ -6,8 +6,8 @@
 The synthetic tables have a real spectrum: Gaussian rows with the covariance of the model's table (interpolated where d
 differs), scaled to lengths drawn from its rows. They are compressed at 25x; every `--table` at 25, 50, 103 and 200x.
 All rows have the same weight. Every point runs in a process of its own; with `--before` every synthetic one runs with
-the code of another clone too, at once after. Writes scaling.csv, prints the exponents of V and d, and goes on where it
-stopped.
+the code of another clone too, at once after. Seconds are CPU seconds of all threads: with OMP_NUM_THREADS=1 those of an
+idle machine. Writes scaling.csv, prints the exponents of V and d, and goes on where it stopped.
 """
 
 import argparse
@@ -46,12 +46,12 @@ def read_table(path: str, key: str) -> torch.Tensor:
 def run_point(name: str, source: Callable[[], torch.Tensor], ratio: float) -> dict[str, object]:
     """One row of the results. In a process of its own, the peak memory is that of this compression."""
     table = source()
-    before, start = reset_peak_mb(), time.perf_counter()
+    before, start = reset_peak_mb(), time.process_time()
     compressed = compress_table(table, "lighttoken", ratio, progress=False)
-    seconds, memory = time.perf_counter() - start, peak_mb() - before
-    start = time.perf_counter()
+    seconds, memory = time.process_time() - start, peak_mb() - before
+    start = time.process_time()
     compressed.decode()
-    decoding = time.perf_counter() - start
+    decoding = time.process_time() - start
     nmse, bound = compressed.summary["nmse"], bound_nmse(table, compressed.nbytes)
     return {
         "table": name,
