@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import interruptible
-from lighttoken.run.libraries import quiet_imports
+from lighttoken.run.libraries import prepare_imports
 from lighttoken.version import __version__
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"lighttoken {__version__}")
     arguments = parser.parse_args()
     with interruptible():
-        quiet_imports()
+        prepare_imports()
         from lighttoken.config.schema import load_backbone
         from lighttoken.run.inspection import show
 
