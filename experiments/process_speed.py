@@ -1,10 +1,11 @@
 """Runs of two processes with one thread each against runs of one process with one thread.
 
-    python -m experiments.process_speed experiments/DATED-FOLDER --data DIR [--repeats 3] [--overrides model=bert_base]
+    python -m experiments.process_speed experiments/DATED-FOLDER --data DIR [--task squad] [--repeats 3] \
+        [--overrides model=bert_base]
 
-DIR holds CoLA. Runs of one and of two processes take turns, on a machine that does nothing else. The artifact is made
-first, in a run that does not count. Writes process_speed.csv, a line per run: seconds of fine-tuning, of fine-tuning
-and evaluation, and of the whole command; prints the medians and the ratios of two processes to one.
+DIR holds the task. Runs of one and of two processes take turns, on a machine that does nothing else. The artifact is
+made first, in a run that does not count. Writes process_speed.csv, a line per run: seconds of fine-tuning, of
+fine-tuning and evaluation, and of the whole command; prints the medians and the ratios of two processes to one.
 """
 
 import argparse
@@ -27,11 +28,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--task", default="cola", help="a file of conf/task")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--overrides", nargs="*", default=[])
     arguments = parser.parse_args()
     rows = RowFile(arguments.folder / "process_speed.csv", ("repeat", "processes", *COLUMNS))
-    settings = ["task=cola", f"task.data_dir={arguments.data}", "trainer.max_epochs=1", "logger=none", "progress=false"]
+    settings = [
+        f"task={arguments.task}",
+        f"task.data_dir={arguments.data}",
+        "trainer.max_epochs=1",
+        "logger=none",
+        "progress=false",
+    ]
     settings += ["trainer.accelerator=cpu", *arguments.overrides]
     seconds: dict[int, list[list[float]]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
