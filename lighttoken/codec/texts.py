@@ -19,7 +19,7 @@ Batch = tuple[Int64[Tensor, "n L"], Bool[Tensor, "n L"], Bool[Tensor, "n L"]]  #
 MASKED = 0.15  # share of the tokens that a masked model is scored at, as BERT was trained
 GIBBS_ROUNDS, GIBBS_SHARE = 12, 0.25  # how often a masked model draws anew, and the share of the tokens that it does
 MOST_TEXTS = 64  # of a batch
-MOST_LOGITS = 2**26  # of a batch: a table of 262,144 rows gets 256 tokens at a time
+MOST_LOGITS = 2**24  # of a batch, 64 MB: a table of 262,144 rows gets 64 tokens at a time
 
 
 @dataclass(frozen=True)
