@@ -134,9 +134,9 @@ def encode_trellis(
     total = int(torch.bincount(plan.tiers.cpu().long(), minlength=len(lengths)) @ lengths)
     stream = torch.zeros(total, dtype=torch.uint8, device=coordinates.device)
     levels = torch.zeros_like(starts) if prediction is None else levels_of(prediction.relations)
-    tiers = list(enumerate(_steps_as_read(plan.steps, gain, book)))
     with reporter.bar(total=len(coordinates), description="codes", unit="row") as bar:
-        for level, (tier, steps) in itertools.product(range(int(levels.max()) + 1), tiers):
+        for level, tier in itertools.product(range(int(levels.max()) + 1), range(len(gain))):
+            steps = _steps_as_read(plan.steps[tier], gain[tier], book)  # those of all tiers may outgrow the table
             members = ((plan.tiers == tier) & (levels == level)).nonzero().flatten()
             for j, ids in enumerate(members.split(ROWS_PER_CHUNK)):
                 predicted = 0.0 if prediction is None else prediction.of(ids, coordinates)
@@ -167,13 +167,11 @@ def _search_rows(
 
 
 def _steps_as_read(
-    steps: UInt8[Tensor, "T s"], gain: Float[Tensor, "T s"], book: Float[Tensor, "states 8"]
-) -> list[list[StepAsRead]]:
-    """For each tier, its steps that have bits, in the order they are read."""
-    vectors, bits = unpack_steps(steps)
-    ends = vectors.cumsum(1)
-    tiers = []
-    for tier in zip((ends - vectors).tolist(), ends.tolist(), bits.tolist(), gain, strict=True):
-        listed = [(slice(a, end), k, book[:, : end - a] * scale) for a, end, k, scale in zip(*tier, strict=True) if k]
-        tiers.append(listed[::-1])
-    return tiers
+    steps: UInt8[Tensor, " s"], gain: Float[Tensor, " s"], book: Float[Tensor, "states 8"]
+) -> list[StepAsRead]:
+    """The steps of a tier that have bits, in the order they are read."""
+    vectors, bits = (tensor[0] for tensor in unpack_steps(steps.unsqueeze(0)))
+    ends = vectors.cumsum(0)
+    columns = ((ends - vectors).tolist(), ends.tolist(), bits.tolist(), gain)
+    listed = [(slice(a, end), k, book[:, : end - a] * scale) for a, end, k, scale in zip(*columns, strict=True) if k]
+    return listed[::-1]
