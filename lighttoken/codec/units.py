@@ -84,7 +84,11 @@ class Units:
 
 def find_units(table: Float32[Tensor, "V d"]) -> Units:
     """The units of a table."""
-    mean = torch.stack([rows.sum(0, dtype=torch.float64) for rows in table.split(ROWS_PER_CHUNK)]).sum(0) / len(table)
+    mean = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+    for rows in table.split(
+        ROWS_PER_CHUNK
+    ):  # a list of sums would lie between the widened rows, whose memory then grows
+        mean += rows.sum(0, dtype=torch.float64) / len(table)
     squares, peak = 0.0, 0.0
     for rows in table.split(ROWS_PER_CHUNK):
         centred = rows.double() - mean
