@@ -1,13 +1,14 @@
 """How the default codec scales with V and d, and its result on other tables.
 
     python -m experiments.scaling experiments/DATED-FOLDER [--model minilm_l6] [--before CLONE] \
-        [--table NAME=FILE.safetensors:KEY ...]
+        [--sizes 262144x640 ...] [--table NAME=FILE.safetensors:KEY ...]
 
 The synthetic tables have a real spectrum: Gaussian rows with the covariance of the model's table (interpolated where d
 differs), scaled to lengths drawn from its rows. They are compressed at 25x; every `--table` at 25, 50, 103 and 200x.
 All rows have the same weight. Every point runs in a process of its own; with `--before` every synthetic one runs with
-the code of another clone too, at once after. Seconds are CPU seconds of all threads: with OMP_NUM_THREADS=1 those of an
-idle machine. Writes scaling.csv, prints the exponents of V and d, and goes on where it stopped.
+the code of another clone too, at once after. Seconds are CPU seconds of all threads; with OMP_NUM_THREADS=1 other work
+raises them less than the time on the clock. Writes scaling.csv, prints the exponents of V and d, and goes on where it
+stopped.
 """
 
 import argparse

@@ -85,9 +85,8 @@ class Units:
 def find_units(table: Float32[Tensor, "V d"]) -> Units:
     """The units of a table."""
     mean = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
-    for rows in table.split(
-        ROWS_PER_CHUNK
-    ):  # a list of sums would lie between the widened rows, whose memory then grows
+    # Added up at once: a list of sums would lie between the widened rows in memory, which then grows by two tables.
+    for rows in table.split(ROWS_PER_CHUNK):
         mean += rows.sum(0, dtype=torch.float64) / len(table)
     squares, peak = 0.0, 0.0
     for rows in table.split(ROWS_PER_CHUNK):

@@ -20,8 +20,8 @@ def prepare_imports() -> None:
     """Silence what torchao and faiss print while they are imported, and let PyTorch's idle threads sleep.
 
     Call it before the imports. By default threads of OpenMP wait in a loop for their next work. On cores that another
-    process uses too, training was 7 times slower by that, and compression 4 times. On idle cores sleeping costs 0 to
-    20 %: OMP_WAIT_POLICY=ACTIVE in the environment of the user stays.
+    process uses too, training was 7 times slower by that, and compression 4 times. On idle cores sleeping costs up to
+    21 %: OMP_WAIT_POLICY=ACTIVE in the environment of the user stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("torchao", "torch.utils._pytree", "faiss.loader"):
