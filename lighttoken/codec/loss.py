@@ -10,7 +10,7 @@ from torch import Tensor
 from lighttoken.codec.shapes import Table, Weights
 from lighttoken.codec.units import find_units
 
-ROWS_PER_CHUNK = 2048  # so that work space stays small next to the table
+ROWS_PER_CHUNK = 256  # so that work space stays small next to the table
 
 
 class ReconstructionLoss(NamedTuple):

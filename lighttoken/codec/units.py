@@ -19,7 +19,7 @@ LEAST, MOST = 2.0**-14, 2.0**12
 # number, float16 to 1/2048.
 MOST_MEAN = 32
 MOST_LOSS = 0.01  # of the norm of a matrix, by rounding, where it is brought back
-ROWS_PER_CHUNK = 2048  # rows that are widened to float64 at a time
+ROWS_PER_CHUNK = 256  # rows that are widened to float64 at a time
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lighttoken.artifact.table import CompressedTable
+from lighttoken.artifact.table import ROWS_PER_CHUNK, CompressedTable
 from lighttoken.codec.bound import reverse_water_filling
-from lighttoken.codec.loss import ROWS_PER_CHUNK, table_variance
+from lighttoken.codec.loss import table_variance
 from lighttoken.codec.prior import WordFrequency
 from lighttoken.errors import LighttokenError
 

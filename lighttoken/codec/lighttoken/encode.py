@@ -24,7 +24,7 @@ SAMPLE_ROUNDS = 3  # in so many steps,
 MARGIN = 0.001  # with this share of the bytes left for rows that need more than these
 TRIES, MOST_OCTAVES = 6, 0.25  # whole searches; most that the spacing changes between two
 
-StepAsRead = tuple[slice, int, Tensor]  # its coefficients, its bits, the vectors (states, v) that they choose from
+StepAsRead = tuple[slice, int, Tensor]  # its coefficients, its bits, their scale ()
 RowBytes = tuple[Int64[Tensor, " _"], UInt8[Tensor, "_ _"]]  # ids of rows, and their bits
 
 
@@ -136,16 +136,16 @@ def encode_trellis(
     levels = torch.zeros_like(starts) if prediction is None else levels_of(prediction.relations)
     with reporter.bar(total=len(coordinates), description="codes", unit="row") as bar:
         for level, tier in itertools.product(range(int(levels.max()) + 1), range(len(gain))):
-            steps = _steps_as_read(plan.steps[tier], gain[tier], book)  # those of all tiers may outgrow the table
+            steps = _steps_as_read(plan.steps[tier], gain[tier])
             members = ((plan.tiers == tier) & (levels == level)).nonzero().flatten()
             for j, ids in enumerate(members.split(ROWS_PER_CHUNK)):
                 predicted = 0.0 if prediction is None else prediction.of(ids, coordinates)
-                make = partial(_search_rows, coordinates[ids] - predicted, steps, norms, state_bits)
+                make = partial(_search_rows, coordinates[ids] - predicted, steps, norms, book)
                 kept = reporter.parts.get(f"states-{level}-{tier}-{j}", make)["states"].to(ids.device)
                 states = kept.int() & ((1 << state_bits) - 1)
                 coordinates[ids, int(counts[tier]) :] = 0
-                for k, (part, _, entries) in enumerate(steps):
-                    coordinates[ids, part] = entries[states[:, k].long()]
+                for k, (part, _, scale) in enumerate(steps):
+                    coordinates[ids, part] = _vectors(book[states[:, k].long()], part, scale)
                 coordinates[ids] += predicted
                 bits = new_bits(states, [k for _, k, _ in steps])
                 stream[starts[ids].unsqueeze(1) + torch.arange(bits.shape[1], device=ids.device)] = bits
@@ -154,24 +154,27 @@ def encode_trellis(
 
 
 def _search_rows(
-    rows: Float[Tensor, "n m"], steps: Sequence[StepAsRead], norms: Float[Tensor, " m"], state_bits: int
+    rows: Float[Tensor, "n m"], steps: Sequence[StepAsRead], norms: Float[Tensor, " m"], book: Float[Tensor, "states 8"]
 ) -> dict[str, Int16[Tensor, "n steps"]]:
     """The states of rows of one tier, in 16 bits, the highest of which becomes a sign."""
     if not steps:
         return {"states": torch.zeros(len(rows), 0, dtype=torch.int16, device=rows.device)}
     # The error of a coefficient counts as much as its direction is long.
     targets = [rows[:, part] * norms[part] for part, _, _ in steps]
-    books = [entries * norms[part] for part, _, entries in steps]
-    states = search(targets, books, [k for _, k, _ in steps], state_bits)
+    books = (_vectors(book, part, scale) * norms[part] for part, _, scale in steps)
+    states = search(targets, books, [k for _, k, _ in steps], len(book).bit_length() - 1)
     return {"states": states.to(torch.int16)}
 
 
-def _steps_as_read(
-    steps: UInt8[Tensor, " s"], gain: Float[Tensor, " s"], book: Float[Tensor, "states 8"]
-) -> list[StepAsRead]:
+def _vectors(entries: Float[Tensor, "n 8"], part: slice, scale: Float[Tensor, ""]) -> Float[Tensor, "n _v"]:
+    """What entries of the codebook decode to, as the coefficients of one step."""
+    return entries[:, : part.stop - part.start] * scale
+
+
+def _steps_as_read(steps: UInt8[Tensor, " s"], gain: Float[Tensor, " s"]) -> list[StepAsRead]:
     """The steps of a tier that have bits, in the order they are read."""
     vectors, bits = (tensor[0] for tensor in unpack_steps(steps.unsqueeze(0)))
     ends = vectors.cumsum(0)
     columns = ((ends - vectors).tolist(), ends.tolist(), bits.tolist(), gain)
-    listed = [(slice(a, end), k, book[:, : end - a] * scale) for a, end, k, scale in zip(*columns, strict=True) if k]
+    listed = [(slice(a, end), k, scale) for a, end, k, scale in zip(*columns, strict=True) if k]
     return listed[::-1]

@@ -1,6 +1,6 @@
 """The search of the trellis code: for each row, the bits that decode nearest to its coefficients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int32, UInt8
@@ -16,7 +16,7 @@ WORK_SPACE = {"cpu": 2**18, "cuda": 2**24}
 
 def search(
     targets: Sequence[Float[Tensor, "n _v"]],
-    books: Sequence[Float[Tensor, "states _v"]],
+    books: Iterable[Float[Tensor, "states _v"]],
     bits: Sequence[int],
     state_bits: int,
 ) -> Int32[Tensor, "n steps"]:
@@ -28,10 +28,10 @@ def search(
     Triton is there.
     """
     states = 1 << state_bits
-    norms = [book.square().sum(1, keepdim=True) for book in books]
-    factors = [-2 * book for book in books]
+    costs = [(-2 * book, book.square().sum(1, keepdim=True)) for book in books]  # so that the books are never all there
+    factors, norms = [list(tensors) for tensors in zip(*costs, strict=True)]
     if targets[0].device.type == "cpu" and max(bits) <= compiled.MAX_BITS and compiled.there():
-        vectors = [book.shape[1] for book in books]
+        vectors = [factor.shape[1] for factor in factors]
         return compiled.search_trellis(torch.cat(list(targets), 1), vectors, bits, factors, norms, state_bits)
     rows_per_chunk = max(16, WORK_SPACE.get(targets[0].device.type, WORK_SPACE["cpu"]) // states)
     path = torch.empty(len(targets[0]), len(bits), dtype=torch.int32, device=targets[0].device)
@@ -85,7 +85,8 @@ def _search_chunk(
 
 def new_bits(states: Int32[Tensor, "n steps"], bits: Sequence[int]) -> UInt8[Tensor, "n bits"]:
     """The bits that every state reads anew, in the order of the stream."""
-    columns = [states[:, :0]]
+    columns = [states[:, :0].to(torch.uint8)]
     for step, k in enumerate(bits):
-        columns.append((states[:, step, None] >> torch.arange(k - 1, -1, -1, device=states.device)) & 1)
-    return torch.cat(columns, 1).to(torch.uint8)
+        new = (states[:, step, None] >> torch.arange(k - 1, -1, -1, device=states.device)) & 1
+        columns.append(new.to(torch.uint8))
+    return torch.cat(columns, 1)
