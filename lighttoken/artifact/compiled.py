@@ -64,15 +64,24 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 
 @cache
-def has_triton(device: torch.device) -> bool:
-    """Whether kernels in Triton run on a device: an NVIDIA GPU from Turing on (compute capability 7.5).
+def has_triton(device: torch.device, agrees: Callable[[torch.device], bool]) -> bool:
+    """Whether kernels in Triton run on a device, an NVIDIA GPU from Turing on, as the plain code does.
 
-    `LIGHTTOKEN_TRITON=0` in the environment turns them off.
+    `agrees` tries them out there. If they fail, the log has a warning. `LIGHTTOKEN_TRITON=0` in the environment turns
+    them off.
     """
-    if os.environ.get("LIGHTTOKEN_TRITON") == "0":
+    if os.environ.get("LIGHTTOKEN_TRITON") == "0" or device.type != "cuda" or torch.version.cuda is None:
         return False
-    there = device.type == "cuda" and torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
-    return there and torch.cuda.get_device_capability(device) >= (7, 5)
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (7, 5):
+        return False
+    try:
+        if agrees(device):
+            return True
+        cause = "its numbers are not those of the plain code"
+    except Exception as error:  # no compiler for Triton's launcher, too few registers, a driver that is too old, ...
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    log.warning("plain PyTorch runs on %s instead of Triton, which is faster: %s", device, cause)
+    return False
 
 
 class _Code(ctypes.Structure):
@@ -135,12 +144,18 @@ def _usable(gain: Tensor, given: Tensor) -> bool:
     trained = torch.is_grad_enabled() and (gain.requires_grad or given.requires_grad)
     if in_graph or trained or gain.device != given.device:  # the plain code then says which devices differ
         return False
-    return has_triton(given.device) or (given.device.type == "cpu" and library(DECODER) is not None)
+    return has_triton(given.device, _triton_agrees) or (given.device.type == "cpu" and library(DECODER) is not None)
+
+
+def _triton_agrees(device: torch.device) -> bool:
+    from lighttoken.artifact.decode_triton import agrees  # Triton is not there without a GPU
+
+    return agrees(device)
 
 
 def _reader(stream: Tensor, gain: Tensor, index: Mapping[str, Tensor], related: bool) -> "_Compiled | TritonReader":
     if stream.is_cuda:
-        from lighttoken.artifact.decode_triton import TritonReader  # Triton is not there without a GPU
+        from lighttoken.artifact.decode_triton import TritonReader
 
         return TritonReader(stream, gain, index, related)
     return _Compiled(stream, gain, index, related)

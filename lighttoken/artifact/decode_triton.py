@@ -12,8 +12,8 @@ import triton.language as tl
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from lighttoken.artifact.relations import DEPTH, PARENT_BITS, maps_by_kind
-from lighttoken.artifact.trellis import BLOCK, LEAD, MAX_VECTOR
+from lighttoken.artifact.relations import DEPTH, KINDS, MAPS, PARENT_BITS, maps_by_kind, read_related
+from lighttoken.artifact.trellis import BLOCK, LEAD, MAX_VECTOR, make_index, pack_step, read_coefficients
 
 ROWS, COLUMNS = 16, 64  # rows and coefficients of a program: as many as its registers hold
 VECTORS = 16  # of a product: the fewest that a GPU multiplies as a matrix; there are zeros in place of those that lack
@@ -74,6 +74,31 @@ class TritonReader:
         with torch.cuda.device_of(ids):
             _project[(triton.cdiv(len(ids), ROWS),)](*given, self.code, ROWS, COLUMNS, VECTORS)
         return products
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether the kernels find on a device what the plain code finds there, in random codes of 80 rows."""
+    random, ids, m = torch.Generator().manual_seed(0), torch.arange(80), 72
+    steps = torch.tensor([[pack_step(1, 3)] * 16 + [pack_step(8, 2)] * 7, [pack_step(4, 1)] * 18 + [0] * 5])
+    index = make_index((ids % 2).to(torch.uint8), steps.to(torch.uint8), 8, m)
+    parents = ids - (ids % 3).clamp_max(1)  # chains of three rows
+    kinds = torch.where(parents < ids, ids % (KINDS - 1) + 1, 0)
+    index |= {"relations": (parents + (kinds << PARENT_BITS)).int(), "maps": torch.randn(m, MAPS, generator=random)}
+    index = {name: tensor.to(device) for name, tensor in index.items()}
+    stream = torch.randint(256, (LEAD + 5 * len(ids),), generator=random, dtype=torch.uint8)
+    gain, vectors = torch.rand(steps.shape, generator=random), torch.randn(3, m, generator=random)
+    ids, stream, gain, vectors = (tensor.to(device) for tensor in (ids, stream, gain, vectors))
+
+    def plain(rows: Int64[Tensor, " n"]) -> Float[Tensor, "n m"]:
+        return read_coefficients(rows, stream, gain, index)
+
+    for expected, related in ((plain(ids), False), (read_related(ids, index["relations"], index["maps"], plain), True)):
+        reader, products = TritonReader(stream, gain, index, related), vectors.double() @ expected.double().T
+        rows, multiplied = reader.read(ids), reader.project(ids, vectors, vectors.new_zeros(3, 1))
+        close = torch.allclose(rows, expected, atol=1e-4) and torch.allclose(multiplied.double(), products, atol=1e-3)
+        if not close:
+            return False
+    return True
 
 
 @triton.jit(do_not_specialize=["n"])  # it differs from batch to batch

@@ -51,6 +51,16 @@ def test_products_are_those_of_the_rows(read, vectors):
     torch.testing.assert_close(products, offsets + given @ plain(ids).T, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("wrong", [None, "read", "project"])
+def test_a_gpu_reads_with_triton_only_if_it_reads_what_the_plain_code_does(wrong, monkeypatch):
+    from lighttoken.artifact import decode_triton
+
+    if wrong:
+        found = getattr(decode_triton.TritonReader, wrong)
+        monkeypatch.setattr(decode_triton.TritonReader, wrong, lambda self, *given: found(self, *given).roll(1, 0))
+    assert decode_triton.agrees(torch.device("cpu")) is (wrong is None)
+
+
 COMPILE = """
 import torch, triton
 from triton.backends.compiler import GPUTarget

@@ -1,5 +1,5 @@
-// The searches of the trellis code, `_search_chunk` of viterbi.py, and of the integer code, `_best_path` of integers.py,
-// for eight rows at a time.
+// The searches of the trellis code, `_search_chunk` of viterbi.py, and of the integer code, `_best_path` of
+// integers.py, for eight rows at a time.
 //
 // Numbers are added in the order of the plain search, and no product is fused with a sum (-ffp-contract=off): both give
 // the same bits.

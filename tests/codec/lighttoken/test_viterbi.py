@@ -91,6 +91,17 @@ def test_the_search_of_a_gpu_finds_the_plain_path_in_tritons_interpreter(state_b
     assert torch.equal(path, search(targets, books, bits, state_bits))
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_gpu_searches_with_triton_only_if_it_finds_the_plain_path(right, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed: the search of a GPU is not tested")
+    from lighttoken.codec.lighttoken import viterbi, viterbi_triton
+
+    if not right:
+        found = viterbi_triton.search_chunk
+        monkeypatch.setattr(viterbi_triton, "search_chunk", lambda *given: found(*given) ^ 1)
+    assert viterbi._triton_agrees(torch.device("cpu")) is right
+
+
 def test_without_a_working_compiler_the_log_says_so_and_the_plain_search_is_used(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
