@@ -202,6 +202,14 @@ def resolve_device(name: str) -> torch.device:
         raise LighttokenError(f"device {name!r} is not there; choose auto or cpu") from error
 
 
+def resolve_devices(name: str) -> list[torch.device]:
+    """The devices that share a search: of `auto` and `cuda` all GPUs. Raises LighttokenError as `resolve_device`."""
+    device = resolve_device(name)
+    if name not in ("auto", "cuda") or device.type != "cuda":
+        return [device]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, partial):
         return {"target": value.func.__name__} | {name: _plain(entry) for name, entry in value.keywords.items()}

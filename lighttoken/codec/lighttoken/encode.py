@@ -122,11 +122,13 @@ def encode_trellis(
     state_bits: int,
     reporter: Reporter,
     prediction: Prediction | None = None,
+    devices: Sequence[torch.device] = (),
 ) -> dict[str, Tensor]:
     """Search the trellis codes of all rows; `coordinates` behind the integers become what they decode to.
 
     `norms` says how much an error of each coefficient costs. With a `prediction`, which goes without integers, the
-    codes are of what it leaves of the coordinates, parents first. Returns the tensor of the stream.
+    codes are of what it leaves of the coordinates, parents first. `devices` share the search. Returns the tensor of the
+    stream.
     """
     book, gain = codebook(state_bits).to(coordinates), as_stored(plan.gain, "int8").to(coordinates)
     starts = row_starts(plan.tiers, plan.steps.to(plan.tiers.device))
@@ -140,7 +142,7 @@ def encode_trellis(
             members = ((plan.tiers == tier) & (levels == level)).nonzero().flatten()
             for j, ids in enumerate(members.split(ROWS_PER_CHUNK)):
                 predicted = 0.0 if prediction is None else prediction.of(ids, coordinates)
-                make = partial(_search_rows, coordinates[ids] - predicted, steps, norms, book)
+                make = partial(_search_rows, coordinates[ids] - predicted, steps, norms, book, devices)
                 kept = reporter.parts.get(f"states-{level}-{tier}-{j}", make)["states"].to(ids.device)
                 states = kept.int() & ((1 << state_bits) - 1)
                 coordinates[ids, int(counts[tier]) :] = 0
@@ -154,7 +156,11 @@ def encode_trellis(
 
 
 def _search_rows(
-    rows: Float[Tensor, "n m"], steps: Sequence[StepAsRead], norms: Float[Tensor, " m"], book: Float[Tensor, "states 8"]
+    rows: Float[Tensor, "n m"],
+    steps: Sequence[StepAsRead],
+    norms: Float[Tensor, " m"],
+    book: Float[Tensor, "states 8"],
+    devices: Sequence[torch.device],
 ) -> dict[str, Int16[Tensor, "n steps"]]:
     """The states of rows of one tier, in 16 bits, the highest of which becomes a sign."""
     if not steps:
@@ -162,7 +168,7 @@ def _search_rows(
     # The error of a coefficient counts as much as its direction is long.
     targets = [rows[:, part] * norms[part] for part, _, _ in steps]
     books = (_vectors(book, part, scale) * norms[part] for part, _, scale in steps)
-    states = search(targets, books, [k for _, k, _ in steps], len(book).bit_length() - 1)
+    states = search(targets, books, [k for _, k, _ in steps], len(book).bit_length() - 1, devices)
     return {"states": states.to(torch.int16)}
 
 

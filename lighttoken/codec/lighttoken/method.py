@@ -20,7 +20,7 @@ from torch import Tensor
 from lighttoken.artifact.forms import Trellis
 from lighttoken.artifact.packing import MAX_LEVEL, quantize
 from lighttoken.artifact.trellis import MAX_STATE_BITS, MAX_TIERS, pack_tiers
-from lighttoken.codec.interface import Budget, Importance, MetricCodec, Reporter, resolve_device
+from lighttoken.codec.interface import Budget, Importance, MetricCodec, Reporter, resolve_devices
 from lighttoken.codec.lighttoken.encode import ROWS_PER_CHUNK, encode_integers, encode_trellis
 from lighttoken.codec.lighttoken.plan import Plan, plan_budget, spectrum_of
 from lighttoken.codec.lighttoken.prediction import Prediction, fit_prediction, levels_of
@@ -71,8 +71,8 @@ class LightToken(MetricCodec):
 
     def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """See `Codec.fit`: the tensors of the form `Trellis`, and the plan."""
-        device = resolve_device(self.device)
-        table, weights = table.to(device), importance.weights.to(device)
+        devices = resolve_devices(self.device)
+        table, weights = table.to(devices[0]), importance.weights.to(devices[0])
         root, inverse_root = metric_roots(importance.error_metric, table.shape[1])
 
         # 1. Low rank: the principal directions of the table, under the weights and the error metric.
@@ -102,7 +102,7 @@ class LightToken(MetricCodec):
             prediction, maps = prediction.stored(plan)
             codes |= maps
             summary["predicted_rows"] = int((levels_of(prediction.relations) > 0).sum())
-        codes |= encode_trellis(coordinates, plan, unit, self.state_bits, reporter, prediction)
+        codes |= encode_trellis(coordinates, plan, unit, self.state_bits, reporter, prediction, devices)
 
         # 4. Reconstruction: the decoder and the bias fitted to the codes, by weighted least squares.
         decoder, bias = refit_decoder(coordinates, table, weights, ridge=RIDGE)

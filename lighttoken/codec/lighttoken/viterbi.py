@@ -1,6 +1,8 @@
 """The search of the trellis code: for each row, the bits that decode nearest to its coefficients."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float, Int32, UInt8
@@ -9,6 +11,8 @@ from torch import Tensor
 from lighttoken.artifact.compiled import has_triton
 from lighttoken.artifact.trellis import codebook
 from lighttoken.codec.lighttoken import compiled
+
+log = logging.getLogger(__name__)
 
 # Path costs in memory at a time, states x rows: on a CPU, twice as many let memory peak at 4.6 tables instead of 3.7; a
 # GPU needs many rows to be busy.
@@ -20,28 +24,52 @@ def search(
     books: Iterable[Float[Tensor, "states _v"]],
     bits: Sequence[int],
     state_bits: int,
+    devices: Sequence[torch.device] = (),
 ) -> Int32[Tensor, "n steps"]:
     """States of least squared error, by dynamic programming (Viterbi 1967).
 
     Step j chooses a row of books[j] (2 ** state_bits, v) for targets[j] (n, v). The state s moves to
     (s << bits[j] | new bits) modulo 2 ** state_bits; it starts at 0. Time grows with n * steps * 2 ** state_bits. On a
     CPU the search is compiled, if there is a compiler and no step has more bits than it can take; on an NVIDIA GPU, if
-    Triton is there.
+    Triton is there. Several `devices` share the rows; none: that of the targets searches them.
     """
-    states = 1 << state_bits
     costs = [(-2 * book, book.square().sum(1, keepdim=True)) for book in books]  # so that the books are never all there
     factors, norms = [list(tensors) for tensors in zip(*costs, strict=True)]
     if targets[0].device.type == "cpu" and max(bits) <= compiled.MAX_BITS and compiled.there():
         vectors = [factor.shape[1] for factor in factors]
         return compiled.search_trellis(torch.cat(list(targets), 1), vectors, bits, factors, norms, state_bits)
-    rows_per_chunk = max(16, WORK_SPACE.get(targets[0].device.type, WORK_SPACE["cpu"]) // states)
-    path = torch.empty(len(targets[0]), len(bits), dtype=torch.int32, device=targets[0].device)
-    chunks = zip(path.split(rows_per_chunk), *(target.split(rows_per_chunk) for target in targets), strict=True)
+    if len(devices) < 2:
+        return _search_on_device(targets, factors, norms, bits, state_bits)
+
+    def search_share(device: torch.device, *share: Tensor) -> Tensor:
+        given = [[tensor.to(device) for tensor in tensors] for tensors in (share, factors, norms)]
+        return _search_on_device(given[0], given[1], given[2], bits, state_bits).to(targets[0].device)
+
+    shares = (target.tensor_split(len(devices)) for target in targets)
+    with ThreadPoolExecutor(len(devices)) as pool:
+        return torch.cat(list(pool.map(search_share, devices, *shares)))
+
+
+def _search_on_device(
+    targets: Sequence[Tensor], factors: Sequence[Tensor], norms: Sequence[Tensor], bits: Sequence[int], state_bits: int
+) -> Int32[Tensor, "n steps"]:
+    """As many rows at a time as the work space holds; fewer if the device has no memory left."""
+    device, first = targets[0].device, 0
+    size = max(16, WORK_SPACE.get(device.type, WORK_SPACE["cpu"]) >> state_bits)
+    path = torch.empty(len(targets[0]), len(bits), dtype=torch.int32, device=device)
     search_chunk: Callable[..., Tensor] = _search_chunk
-    if has_triton(path.device, _triton_agrees):
+    if has_triton(device, _triton_agrees):
         from lighttoken.codec.lighttoken.viterbi_triton import search_chunk  # Triton is not there without a GPU
-    for part, *chunk in chunks:
-        part.copy_(search_chunk(chunk, factors, norms, bits, state_bits))
+    while first < len(path):
+        chunk = [target[first : first + size] for target in targets]
+        try:
+            path[first : first + size] = search_chunk(chunk, factors, norms, bits, state_bits)
+            first += size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            log.info("%s has no memory left; the search goes on with %d rows at a time", device, size)
     return path
 
 

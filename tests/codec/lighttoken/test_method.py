@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lighttoken import LighttokenError, compress_table, compress_to_quality, load_table
-from lighttoken.codec.interface import Importance
+from lighttoken.codec.interface import Importance, resolve_devices
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.loss import weighted_error
 
@@ -266,3 +266,11 @@ def test_the_state_of_the_code_around_makes_no_difference(table, codec):
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(compressed.decode(np.array([1, 2], dtype=np.uint16)), expected.decode([1, 2]))
+
+
+@pytest.mark.parametrize(("count", "shared"), [(0, ["cpu"]), (1, ["cuda:0"]), (3, ["cuda:0", "cuda:1", "cuda:2"])])
+def test_all_gpus_share_a_search(count, shared, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert resolve_devices("auto") == [torch.device(name) for name in shared]
+    assert resolve_devices("cpu") == [torch.device("cpu")]

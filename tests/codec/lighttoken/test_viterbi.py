@@ -5,7 +5,7 @@ import torch
 
 from lighttoken.artifact.compiled import library
 from lighttoken.artifact.trellis import codebook
-from lighttoken.codec.lighttoken import compiled
+from lighttoken.codec.lighttoken import compiled, viterbi
 from lighttoken.codec.lighttoken.integers import search_integers
 from lighttoken.codec.lighttoken.viterbi import new_bits, search
 
@@ -66,6 +66,44 @@ def test_rows_are_searched_alike_in_any_company():
     assert torch.equal(states(rows)[130:140], states(rows[130:140]))
 
 
+def a_search_without_a_compiler(monkeypatch, **how):
+    monkeypatch.setattr(compiled, "there", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    targets = [torch.randn(203, v, generator=generator) for v in VECTORS]
+    return search(targets, [codebook(8)[:, :v] for v in VECTORS], BITS, 8, **how)
+
+
+@pytest.mark.parametrize("count", [2, 3, 300])
+def test_devices_share_the_rows(count, monkeypatch):
+    alone = a_search_without_a_compiler(monkeypatch)
+    assert torch.equal(a_search_without_a_compiler(monkeypatch, devices=[torch.device("cpu")] * count), alone)
+
+
+def test_a_device_without_memory_searches_fewer_rows_at_a_time(monkeypatch, caplog):
+    expected, whole, sizes = a_search_without_a_compiler(monkeypatch), viterbi._search_chunk, []
+
+    def small(targets, *given):
+        sizes.append(len(targets[0]))
+        if sizes[-1] > 60:
+            raise torch.OutOfMemoryError
+        return whole(targets, *given)
+
+    monkeypatch.setattr(viterbi, "_search_chunk", small)
+    with caplog.at_level("INFO"):
+        assert torch.equal(a_search_without_a_compiler(monkeypatch), expected)
+    assert sizes == [203, 203, 203, 128, 64, *[32] * 6, 11]
+    assert "cpu has no memory left; the search goes on with 32 rows at a time" in caplog.text
+
+
+def test_a_device_that_has_no_memory_for_a_row_ends_the_search(monkeypatch):
+    def none(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(viterbi, "_search_chunk", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        a_search_without_a_compiler(monkeypatch)
+
+
 @pytest.mark.parametrize("state_bits", [4, 8, 12])
 @pytest.mark.skipif(not compiled.there(), reason="no C++ compiler")
 def test_the_compiled_search_gives_the_bits_of_the_plain_one(state_bits, monkeypatch):
@@ -94,7 +132,7 @@ def test_the_search_of_a_gpu_finds_the_plain_path_in_tritons_interpreter(state_b
 @pytest.mark.parametrize("right", [True, False])
 def test_a_gpu_searches_with_triton_only_if_it_finds_the_plain_path(right, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed: the search of a GPU is not tested")
-    from lighttoken.codec.lighttoken import viterbi, viterbi_triton
+    from lighttoken.codec.lighttoken import viterbi_triton
 
     if not right:
         found = viterbi_triton.search_chunk
