@@ -68,23 +68,32 @@ def table_fisher(model: Any, embedding: Any, tied: bool, batches: Iterable[Batch
                 captured.clear()
                 vectors.clear()
                 with torch.enable_grad():
-                    logits = model(input_ids=ids).logits[scored].float()
-                    shares = logits.detach().softmax(1)
-                    labels = torch.multinomial(shares.cpu(), 1, generator=generator).flatten().to(ids.device)
-                    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-                    (gradient,) = torch.autograd.grad(loss, captured[0])
-                gradient = gradient[counted]
-                inputs += (gradient.T @ gradient).double().cpu()
-                occurrences += len(gradient)
+                    logits = _scored(model(input_ids=ids).logits, scored).float()
+                shares = logits.detach().softmax(1)
+                labels = torch.multinomial(shares.cpu(), 1, generator=generator).flatten().to(ids.device)
                 if tied:
                     spread = shares * (1 - shares)
                     h = vectors[0][scored].float()
                     outputs += ((h * spread.sum(1, keepdim=True)).T @ h).double().cpu()
-                    expected += spread.double().sum(0).cpu()
+                    expected += spread.sum(0, dtype=torch.float64).cpu()
+                    del spread
+                del shares  # as large as the logits, like what follows
+                with torch.enable_grad():
+                    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                del logits
+                (gradient,) = torch.autograd.grad(loss, captured[0])
+                gradient = gradient[counted]
+                inputs += (gradient.T @ gradient).double().cpu()
+                occurrences += len(gradient)
     finally:
         reads.remove()
     # Both per token of text: a masked model is scored at a part of the positions.
     return _join(inputs / occurrences, outputs / occurrences, expected)
+
+
+def _scored(logits: Tensor, scored: Tensor) -> Tensor:
+    """The logits (n, V) of the positions (N, L) that are scored; without a copy if all are."""
+    return logits.flatten(0, 1) if bool(scored.all()) else logits[scored]
 
 
 def _join(inputs: Tensor, outputs: Tensor, expected: Tensor) -> Fisher:

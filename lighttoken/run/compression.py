@@ -7,7 +7,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor
 
 from lighttoken.artifact.files import folder_for_output
 from lighttoken.artifact.parts import Parts
@@ -43,8 +42,10 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
         table, backbone, codec, config.ratio if config.quality is None else None, config.seed, config.tie
     )
     parts = Parts(output.absolute().with_name(f".{output.name}.{key}.parts"))
+    shape = table.shape
+    del table  # to measure the importance, the whole backbone is loaded; then it is read again
     with saying_what_is_kept(parts), peak_memory() as peak:
-        compressed, goal = make_table(config, table, backbone, codec, parts)
+        compressed, goal = make_table(config, shape[0], backbone, codec, parts)
     rows = [("model", backbone.label)]
     # 2. The body, adapted to the compressed table.
     healed = None
@@ -62,9 +63,9 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     # 4. What the screen shows.
     rows += [
         ("ratio", f"{compressed.ratio:.2f}"),
-        ("table", f"{size(4 * table.numel())} -> {size(compressed.nbytes)}"),
+        ("table", f"{size(4 * shape.numel())} -> {size(compressed.nbytes)}"),
         *((name, str(value)) for name, value in compressed.summary.items() if not isinstance(value, list)),
-        *([("peak memory", f"{tables} tables")] if (tables := peak.in_tables(*table.shape)) else []),
+        *([("peak memory", f"{tables} tables, with the table itself")] if (tables := peak.in_tables(*shape)) else []),
         ("checkpoint" if config.checkpoint else "artifact", str(output)),
     ]
     print_rows(f"{codec.name} for {goal}", rows)
@@ -78,10 +79,11 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
 
 
 def make_table(
-    config: DictConfig, table: Tensor, backbone: Backbone, codec: Codec, parts: Parts
+    config: DictConfig, vocab_size: int, backbone: Backbone, codec: Codec, parts: Parts
 ) -> tuple[CompressedTable, str]:
     """The compressed table of a ratio, or of a quality, and the goal in words."""
-    importance = measure_importance(backbone, codec, len(table), config.seed, config.progress, parts, tie=config.tie)
+    importance = measure_importance(backbone, codec, vocab_size, config.seed, config.progress, parts, tie=config.tie)
+    table = backbone.table()
     settings: dict[str, Any] = {"importance": importance, "seed": config.seed, "progress": config.progress}
     if config.quality is None:
         return compress_table(table, codec, config.ratio, parts=parts, **settings), f"{config.ratio:g}x"
