@@ -14,8 +14,8 @@ from lighttoken.codec.lighttoken import compiled
 
 log = logging.getLogger(__name__)
 
-# Path costs in memory at a time, states x rows: on a CPU, twice as many let memory peak at 4.6 tables instead of 3.7; a
-# GPU needs many rows to be busy.
+# Path costs in memory at a time, states x rows: few on a CPU, where they would outgrow the table; a GPU needs many rows
+# to be busy.
 WORK_SPACE = {"cpu": 2**18, "cuda": 2**24}
 
 
