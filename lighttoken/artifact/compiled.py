@@ -35,6 +35,7 @@ FLAGS = ["-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-std=c++17
 DECODER = Path(__file__).with_name("decode.cpp")
 FEW_VECTORS = 8  # that are multiplied without a product of matrices
 LEAST_NUMBERS = 2**17  # coefficients that are worth a compiler's start; a sentence has fewer
+NUMBERS_A_THREAD = 2**16  # coefficients that are worth the start of a thread
 
 
 @cache
@@ -179,15 +180,15 @@ class _Compiled:
         self.code = _Code(*addresses, *numbers)
 
     def read(self, ids: Tensor) -> Tensor:
-        """Coefficients of rows. In one thread: torch's threads, which wait for more, keep the cores from others."""
+        """Coefficients of rows."""
         rows = torch.empty(len(ids), self.m)
         self._call(self.native.read_rows, ids, _address(rows))
         return rows
 
     def project(self, ids: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
         """Products of vectors with the coefficients of rows, plus the offsets."""
-        products, threads = torch.empty(len(vectors), len(ids)), max(1, min(torch.get_num_threads(), len(ids)))
-        arguments = (_address(vectors), _address(offsets), ctypes.c_int64(len(vectors)), _address(products), threads)
+        products = torch.empty(len(vectors), len(ids))
+        arguments = (_address(vectors), _address(offsets), ctypes.c_int64(len(vectors)), _address(products))
         self._call(self.native.project_rows, ids, *arguments)
         return products
 
@@ -195,7 +196,9 @@ class _Compiled:
         chain = torch.stack(chain_of(ids, self.relations)[::-1] if self.relations is not None else [ids])
         places = place_in_vocabulary(chain)
         given = _Chain(chain.data_ptr(), places.data_ptr(), len(chain), len(ids))
-        function(ctypes.byref(self.code), ctypes.byref(given), *arguments)
+        # As many as torch has, but its own would wait for more work and keep the cores from others.
+        threads = max(1, min(torch.get_num_threads(), len(ids) * self.m // NUMBERS_A_THREAD))
+        function(ctypes.byref(self.code), ctypes.byref(given), *arguments, threads)
 
 
 def _address(tensor: Tensor) -> ctypes.c_void_p:

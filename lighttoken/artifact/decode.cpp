@@ -1,11 +1,16 @@
 // The coefficients of rows, as `read_coefficients` of trellis.py and `predict` of relations.py find them: the same bits.
 #include <algorithm>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+// A window of the bits of a row: it ends in byte `end`, and `shift` bits of that byte lie behind it.
 struct Step {
-    int first, size, position, owner;  // coefficients that share a window, where it ends, and whose gain they have
+    int first, size;  // coefficients that have this window
+    int end, shift;
+    uint32_t mask;  // what is before the row's first bit counts as zeros
+    float gain;
 };
 
 // tiers (V,), blocks, lengths (T,)  as `make_index` has them: where the bits of a row start
@@ -25,10 +30,15 @@ struct Code {
 static std::vector<Step> steps_of(const Code& code, int tier) {
     const int32_t *position = code.positions + int64_t(tier) * code.m, *owner = code.owners + int64_t(tier) * code.m;
     std::vector<Step> steps;
-    for (int j = 0; j < code.m; j++) {
+    for (int j = 0, last = code.count; j < code.m; last = owner[j++]) {
         if (owner[j] == code.count) continue;
-        if (!steps.empty() && steps.back().owner == owner[j]) steps.back().size++;
-        else steps.push_back({j, 1, position[j], owner[j]});
+        if (owner[j] == last) {
+            steps.back().size++;
+            continue;
+        }
+        const uint32_t bits = std::min(position[j], code.state_bits), end = position[j] - 1;
+        const float gain = code.gains[int64_t(tier) * code.count + owner[j]];
+        steps.push_back({j, 1, int(end / 8), int(7 - end % 8), (1u << bits) - 1, gain});
     }
     return steps;
 }
@@ -36,34 +46,6 @@ static std::vector<Step> steps_of(const Code& code, int tier) {
 template <int size>
 static void write(float* target, const float* entry, float gain) {
     for (int i = 0; i < size; i++) target[i] = entry[i] * gain;
-}
-
-static int64_t start_of(const Code& code, int64_t id) {
-    int64_t start = code.blocks[id / code.block] + 8 * code.lead;
-    for (int64_t before = id / code.block * code.block; before < id; before++) start += code.lengths[code.tiers[before]];
-    return start;
-}
-
-// row: zeros, written.
-static void decode(const Code& code, const std::vector<Step>& steps, int64_t id, float* row) {
-    const uint32_t states = 1u << code.state_bits;
-    const float* gains = code.gains + int64_t(code.tiers[id]) * code.count;
-    const int64_t start = start_of(code, id);
-    for (const Step& step : steps) {
-        const int64_t last = start + step.position - 1;
-        const uint8_t* end = code.stream + (last >> 3);
-        // A window lies in three bytes. What is before the row's first bit counts as zeros.
-        const uint32_t word = uint32_t(end[-2]) << 16 | uint32_t(end[-1]) << 8 | end[0];
-        const uint32_t known = step.position < code.state_bits ? 1u << step.position : states;
-        const float* entry = code.book + int64_t((word >> (7 - (last & 7))) & (known - 1)) * code.vector;
-        const float gain = gains[step.owner];
-        float* target = row + step.first;
-        if (step.size == 1) write<1>(target, entry, gain);
-        else if (step.size == 2) write<2>(target, entry, gain);
-        else if (step.size == 4) write<4>(target, entry, gain);
-        else if (step.size == 8) write<8>(target, entry, gain);
-        else for (int i = 0; i < step.size; i++) target[i] = entry[i] * gain;  // cut off at the last coefficient
-    }
 }
 
 // ids, places  (depth, n)  for each row its grandparent, its parent and itself, and their places in the vocabulary
@@ -77,11 +59,41 @@ struct Chain {
 struct Reader {
     const Code& code;
     const Chain& chain;
-    std::vector<std::vector<Step>> steps;
+    const std::vector<std::vector<Step>>& steps;  // of each tier
     std::vector<float> own;
+    std::vector<uint8_t> stored, bits;  // of a row, as in the stream and from the highest bit of byte 2 on
 
-    Reader(const Code& code, const Chain& chain) : code(code), chain(chain), own(code.m) {
-        for (int tier = 0; tier < code.tier_count; tier++) steps.push_back(steps_of(code, tier));
+    Reader(const Code& code, const Chain& chain, const std::vector<std::vector<Step>>& steps)
+        : code(code), chain(chain), steps(steps), own(code.m) {
+        const int64_t longest = *std::max_element(code.lengths, code.lengths + code.tier_count);
+        stored.resize(longest / 8 + 2);
+        bits.resize(longest / 8 + 4);
+    }
+
+    void load(int64_t id) {
+        int64_t start = code.blocks[id / code.block] + 8 * code.lead;
+        for (int64_t before = id / code.block * code.block; before < id; before++)
+            start += code.lengths[code.tiers[before]];
+        const int64_t length = code.lengths[code.tiers[id]], count = (length + 7) / 8;
+        const int ahead = start & 7;
+        std::copy_n(code.stream + (start >> 3), (ahead + length + 7) / 8, stored.begin());
+        for (int64_t j = 0; j < count; j++) bits[j + 2] = (stored[j] << 8 | stored[j + 1]) >> (8 - ahead);
+    }
+
+    // row: zeros, written.
+    void decode(int64_t id, float* row) {
+        load(id);
+        for (const Step& step : steps[code.tiers[id]]) {
+            const uint8_t* end = bits.data() + 2 + step.end;  // a window lies in three bytes
+            const uint32_t word = uint32_t(end[-2]) << 16 | uint32_t(end[-1]) << 8 | end[0];
+            const float* entry = code.book + int64_t(word >> step.shift & step.mask) * code.vector;
+            float* target = row + step.first;
+            if (step.size == 1) write<1>(target, entry, step.gain);
+            else if (step.size == 2) write<2>(target, entry, step.gain);
+            else if (step.size == 4) write<4>(target, entry, step.gain);
+            else if (step.size == 8) write<8>(target, entry, step.gain);
+            else for (int i = 0; i < step.size; i++) target[i] = entry[i] * step.gain;  // cut off at the end
+        }
     }
 
     void read(int64_t i, float* row) {
@@ -89,13 +101,13 @@ struct Reader {
         for (int level = 0; level < chain.depth; level++) {
             const int64_t at = level * chain.n + i, id = chain.ids[at];
             if (!code.relations) {
-                decode(code, steps[code.tiers[id]], id, row);
+                decode(id, row);
                 continue;
             }
             // It has no parent.
             if (level + 1 < chain.depth && code.relations[chain.ids[at + chain.n]] >> code.parent_bits == 0) continue;
             own.assign(code.m, 0.0f);
-            decode(code, steps[code.tiers[id]], id, own.data());
+            decode(id, own.data());
             const int64_t kind = code.relations[id] >> code.parent_bits;
             const float *offset = code.offsets + kind * code.m, *slant = code.slants + kind * code.m;
             const float place = chain.places[at];
@@ -115,27 +127,44 @@ static float dot(const float* a, const float* b, int m) {
     return total;
 }
 
+// `work` on all rows, by threads that share them.
+template <typename Work>
+static void share(const Code& code, const Chain& chain, int threads, Work work) {
+    std::vector<std::vector<Step>> steps;
+    for (int tier = 0; tier < code.tier_count; tier++) steps.push_back(steps_of(code, tier));
+    auto part = [&](int t) {
+        Reader reader(code, chain, steps);
+        work(reader, chain.n * t / threads, chain.n * (t + 1) / threads);
+    };
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; t++) {
+        try {
+            others.emplace_back(part, t);
+        } catch (const std::system_error&) {  // the system has no more
+            part(t);
+        }
+    }
+    part(0);
+    for (std::thread& other : others) other.join();
+}
+
 // rows  (n, m)  written
-extern "C" void read_rows(const Code* code, const Chain* chain, float* rows) {
-    Reader reader(*code, *chain);
-    for (int64_t i = 0; i < chain->n; i++) reader.read(i, rows + i * code->m);
+extern "C" void read_rows(const Code* code, const Chain* chain, float* rows, int threads) {
+    share(*code, *chain, threads, [=](Reader& reader, int64_t first, int64_t end) {
+        for (int64_t i = first; i < end; i++) reader.read(i, rows + i * code->m);
+    });
 }
 
 // vectors (count, m), offsets (count,)  what coefficients are multiplied by, and what is added to the products
-// products (count, n)                   written, by threads that share the rows
+// products (count, n)                   written
 extern "C" void project_rows(const Code* code, const Chain* chain, const float* vectors, const float* offsets,
                              int64_t count, float* products, int threads) {
-    auto project = [=](int64_t first, int64_t end) {
-        Reader reader(*code, *chain);
+    share(*code, *chain, threads, [=](Reader& reader, int64_t first, int64_t end) {
         std::vector<float> row(code->m);
         for (int64_t i = first; i < end; i++) {
             reader.read(i, row.data());
             for (int64_t v = 0; v < count; v++)
                 products[v * chain->n + i] = offsets[v] + dot(row.data(), vectors + v * code->m, code->m);
         }
-    };
-    std::vector<std::thread> others;
-    for (int t = 1; t < threads; t++) others.emplace_back(project, chain->n * t / threads, chain->n * (t + 1) / threads);
-    project(0, chain->n / threads);
-    for (std::thread& other : others) other.join();
+    });
 }

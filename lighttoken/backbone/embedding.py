@@ -113,23 +113,27 @@ class CompressedEmbedding(Storage):
 
     def forward(self, ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids d"]:
         """Rows of ids of any shape. Raises IndexError for ids that the table does not have."""
-        scale = self.like.new_tensor(self.scale) if self.round_scale else self.scale
         if self.table is not None:
             rows = nn.functional.embedding(ids, self.table)
             if self.table_scale is not None:
                 rows = rows.to(self.like.dtype) * nn.functional.embedding(ids, self.table_scale)
-            return rows * scale
+            return self._scaled(rows)
         if is_graph():  # the number of unique ids is not known then
             unique, positions = ids.flatten(), torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         else:
             self._check(ids)
             if self.cache is not None:
-                return self.cache.read(ids.flatten(), self._rows).view(*ids.shape, self.embedding_dim) * scale
+                return self._scaled(self.cache.read(ids.flatten(), self._rows).view(*ids.shape, self.embedding_dim))
             unique, positions = ids.unique(return_inverse=True)
         rows = self._rows(unique)
         if self.padding_idx is not None:
             rows = torch.where((unique == self.padding_idx).unsqueeze(1), rows.detach(), rows)
-        return nn.functional.embedding(positions, rows * scale)
+        return nn.functional.embedding(positions, self._scaled(rows))
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        if self.scale == 1:
+            return rows
+        return rows * (self.like.new_tensor(self.scale) if self.round_scale else self.scale)
 
     def project(self, vectors: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Products of vectors with all rows, unscaled, as a head tied to the table makes them.

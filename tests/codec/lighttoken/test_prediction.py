@@ -67,11 +67,19 @@ def test_int32_words_read_the_same_rows():
     torch.testing.assert_close(Int32Embedding(embedding)(ids), embedding(ids), rtol=0, atol=1e-5)
 
 
+def in_threads(threads, monkeypatch):
+    """Few rows are shared too."""
+    monkeypatch.setattr(compiled, "NUMBERS_A_THREAD", 1)
+    monkeypatch.setattr(compiled.torch, "get_num_threads", lambda: threads)
+
+
 @pytest.mark.skipif(compiled.library(compiled.DECODER) is None, reason="no C++ compiler")
-def test_compiled_code_reads_the_same_numbers(monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_compiled_code_reads_the_same_numbers(threads, monkeypatch):
     table, ids = compressed(family_table()), torch.randint(len(TOKENS), (300,))
     plain = table.decode(ids)
     monkeypatch.setattr(compiled, "LEAST_NUMBERS", 0)
+    in_threads(threads, monkeypatch)
     monkeypatch.setattr(compiled, "read_related", None)  # nothing is read by the plain code
     assert torch.equal(table.decode(ids), plain)
 
@@ -82,7 +90,7 @@ def test_compiled_code_reads_the_same_numbers(monkeypatch):
 def test_compiled_products_are_those_of_the_decoded_rows(relations, threads, monkeypatch):
     embedding = CompressedEmbedding(compressed(family_table(), relations=relations))
     assert ("maps" in embedding.views()) == (relations is not None)
-    monkeypatch.setattr(compiled.torch, "get_num_threads", lambda: threads)
+    in_threads(threads, monkeypatch)
     for count in (1, 8, 9):  # of 9, a product of matrices
         vectors = torch.randn(count, 32)
         with torch.no_grad():
