@@ -1,30 +1,24 @@
 """Records as the dashboard shows them: runs with their curves, and points, the runs of one setting over seeds."""
 
-import json
 import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
-from zlib import crc32
 
 from lighttoken.dashboard.curves import Curves, read_curves
+from lighttoken.dashboard.settings import codec_settings, differences, dotted, recipe_settings, table_settings
 from lighttoken.dashboard.style import style
-from lighttoken.run.reading import MAX_NAME, RECORD_FILE, leave_out, path_text, read_records
-from lighttoken.run.records import is_reference, recipe
+from lighttoken.run.reading import RECORD_FILE, leave_out, path_text, read_records
+from lighttoken.run.records import is_reference
 from lighttoken.run.scores import lower_is_better, retention, task_score
 
 T = TypeVar("T")
 K = TypeVar("K")
-OF_HEALED = "healed"  # settings that only runs with a healed backbone have
-# Settings that cut a run short of its recipe: named even where all runs share them; and values that cut nothing.
-CUTS: tuple[str, ...] = ("limit_rows", "task.train_rows", "task.max_tokens", "trainer.max_steps", "trainer.max_time")
-CUTS += ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run")
-UNCUT = ("null", "-1", "0", "0.0", "1.0", "false")
 
 
 @dataclass
@@ -76,7 +70,7 @@ class Run:
     def group(self) -> tuple[str, str, str]:
         return str(self.record["task"]), self.model, self.recipe
 
-    @property
+    @cached_property
     def epochs(self) -> int | None:
         """The epochs of its training at most; None for a task without training."""
         epochs = dotted(self.record["config"]).get("trainer.max_epochs")
@@ -158,7 +152,7 @@ class Point:
     def mean(self) -> float:
         return fmean(self.scores)
 
-    @property
+    @cached_property
     def std(self) -> float | None:
         """None for one seed."""
         return stdev(self.scores) if len(self.scores) > 1 else None
@@ -192,16 +186,16 @@ def gather(folders: Sequence[Path], left_out: dict[Path, str] | None = None) -> 
             runs.append(Run(record, path_text(os.path.relpath(directory, common)), read_curves(directory)))
         except Exception as error:  # whatever is wrong with one run, the others are shown
             leave_out(directory / RECORD_FILE, error, left_out)
-    for run, text in _differences(runs, lambda run: (run.codec, run.trains), _codec_settings):
+    for run, text in _named(runs, lambda run: (run.codec, run.trains), codec_settings):
         run.variant = text
-    for run, text in _differences(runs, lambda run: (run.codec, run.model), _table_settings):
+    for run, text in _named(runs, lambda run: (run.codec, run.model), table_settings):
         run.table_variant = text
     for group in grouped(runs, lambda run: run.codec).values():
         labels = _most_common(run.label for run in group)
         table_labels = _most_common(run.table_label for run in group)
         for run in group:
             run.numbers = labels.index(run.label), table_labels.index(run.table_label)
-    for run, text in _differences(runs, lambda run: (run.record["task"], run.record["model"]), _recipe_settings):
+    for run, text in _named(runs, lambda run: (run.record["task"], run.record["model"]), recipe_settings):
         run.recipe = text
     for point in points(runs):
         for run in point.runs:
@@ -262,89 +256,14 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return groups
 
 
-def dotted(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary as a flat one: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
-def _codec_settings(record: dict[str, Any]) -> dict[str, Any]:
-    config = record["config"]
-    settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
-    finetune, heal = (config.get(name) or {} for name in ("finetune", "heal"))
-    settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
-    healed = heal.get("texts") and record["codec"] != "none"
-    settings |= {"heal": heal["texts"], OF_HEALED: heal | {"texts": None}} if healed else {"heal": "none"}
-    return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
-
-
-def _table_settings(record: dict[str, Any]) -> dict[str, Any]:
-    model = record["config"].get("model") or {}  # folders of one name hold different tables
-    source = {name: model.get(name) for name in ("path", "hub_id", "revision")} if isinstance(model, dict) else {}
-    return {"codec": record["config"]["codec"], "tie": record.get("tie")} | source
-
-
-def _recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
-    settings = recipe(record["config"])
-    settings.pop("seed", None)
-    settings["finetune"] |= {"trainable": None}
-    if "limit_rows" in settings and isinstance(settings.get("task"), dict):
-        settings["task"].pop("limit_rows", None)  # it follows the other one
-    # The same seed draws other numbers on another kind of device, so runs on both are no pairs.
-    return settings | {"accelerator": record["hardware"].get("accelerator")}
-
-
-def _differences(
-    runs: list[Run], key: Callable[[Run], Any], settings: Callable[[dict[str, Any]], dict[str, Any]]
+def _named(
+    runs: Iterable[Run], key: Callable[[Run], Any], settings: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Iterable[tuple[Run, str]]:
-    """For every run, the settings on which the runs of the same key differ, as `name=value, name=value`.
-
-    Settings that cut a run short are among them, whether the runs differ or not.
-    """
+    """Runs with the settings in which they differ from other runs of the same key."""
     for group in grouped(runs, key).values():
-        configs = [{path: _text(path, value) for path, value in dotted(settings(run.record)).items()} for run in group]
-        # A name is shortened to its last part, unless two names end the same.
-        paths = []
-        for path in sorted({path for config in configs for path in config}):
-            others = {None} if path.startswith(OF_HEALED) else set()  # of a run that has not this setting
-            values = {config.get(path) for config in configs} - others
-            if len(values) > 1 or (path in CUTS and not values <= {*UNCUT}):
-                paths.append(path)
-        short = [path.rpartition(".")[2] for path in paths]
-        names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
-        for run, config in zip(group, configs, strict=True):
-            named = [
-                (path, name)
-                for path, name in zip(paths, names, strict=True)
-                if path in config or not path.startswith(OF_HEALED)
-            ]
-            parts = [f"{name}={config.get(path, 'null')}" for path, name in named]
-            yield run, _shortened(", ".join(parts).replace('"', ""))
+        yield from zip(group, differences([settings(run.record) for run in group]), strict=True)
 
 
 def _most_common(texts: Iterable[str]) -> list[str]:
     """The texts by falling frequency, then by alphabet."""
     return [text for text, _ in sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0]))]
-
-
-def _shortened(text: str) -> str:
-    """A text that fits into a legend. Two texts that differ still do."""
-    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 10]}… {crc32(text.encode()):08x}"
-
-
-def _text(path: str, value: Any) -> str:
-    """A setting as text; of a class its name alone, which stays the same when the class moves to another module."""
-    value = str(value).rpartition(".")[2] if path.endswith("_target_") else value
-    return json_text(value)
-
-
-def json_text(value: Any) -> str:
-    """A value of a record as JSON. Thousands of runs have few different ones."""
-    return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else _scalar_text(value)
-
-
-@lru_cache(maxsize=10_000, typed=True)
-def _scalar_text(value: Any) -> str:
-    return json.dumps(value)

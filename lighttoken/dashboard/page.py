@@ -20,7 +20,8 @@ from plotly.utils import PlotlyJSONEncoder
 
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
-from lighttoken.dashboard.gather import Point, Run, constant_score, dotted, grouped, json_text, points
+from lighttoken.dashboard.gather import Point, Run, constant_score, grouped, points
+from lighttoken.dashboard.settings import dotted, json_text
 from lighttoken.dashboard.significance import comparisons
 from lighttoken.dashboard.style import CURVE_COLOURS, legend_position
 from lighttoken.dashboard.tables import by_ratio
@@ -58,13 +59,14 @@ def write_page(
     `root`, the folder that a server shows, there are no links to run folders outside of it. The page names the records
     that are `left_out`, with the reasons.
     """
+    folder, root = folder.resolve(), root and root.resolve()
     settings = sorted(points(runs), key=_table_order)
     answers = [answer_data(group) for group in grouped(settings, lambda point: point.run.group).values()]
     data = {
         "refresh": refresh,
         "answers": [answer for answer in answers if answer["rows"]],
         "palette": CURVE_COLOURS,
-        "runs": [run_data(run, folder.resolve(), root and root.resolve()) for run in runs],
+        "runs": [run_data(run, folder, root) for run in runs],
         "points": [point_data(point) for point in settings],
         "charts": [asdict(chart) for chart in charts],
     }

@@ -127,14 +127,15 @@ def _clean(node: Any, budget: list[int], depth: int = 1) -> Any:
     if depth > MAX_DEPTH or budget[0] < 0:
         limit = f"nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"of more than {MAX_VALUES:,} values"
         raise LighttokenError(f"it is {limit}")
-    if isinstance(node, str):
+    kind = type(node)  # JSON has no subclasses
+    if kind is str:
         return plain_text(node)
-    if isinstance(node, list):
+    if kind is list:
         if {*map(type, node)} <= {int, float} and depth < MAX_DEPTH and len(node) <= budget[0]:  # nothing to clean
             budget[0] -= len(node)
             return node
         return [_clean(value, budget, depth + 1) for value in node]
-    if isinstance(node, dict):
+    if kind is dict:
         return {_one_line(key[: 2 * MAX_NAME]): _clean(value, budget, depth + 1) for key, value in node.items()}
     return node
 
