@@ -45,16 +45,15 @@ def recipe_settings(record: dict[str, Any]) -> dict[str, Any]:
     return settings | {"accelerator": record["hardware"].get("accelerator")}
 
 
-def differences(runs: Sequence[dict[str, Any]]) -> list[str]:
+def differences(settings: Sequence[dict[str, Any]]) -> list[str]:
     """For the settings of every run, those in which the runs differ, as `name=value, name=value`.
 
     Settings that cut a run short are among them, whether the runs differ or not.
     """
-    keys = [json.dumps(settings) for settings in runs]
-    # Thousands of runs have few different settings.
-    configs = {
-        key: {path: _text(path, value) for path, value in dotted(settings).items()}
-        for key, settings in dict(zip(keys, runs, strict=True)).items()
+    keys = [json.dumps(config) for config in settings]
+    configs = {  # of few kinds among thousands of runs
+        key: {path: _text(path, value) for path, value in dotted(config).items()}
+        for key, config in dict(zip(keys, settings, strict=True)).items()
     }
     # A name is shortened to its last part, unless two names end the same.
     paths = []
