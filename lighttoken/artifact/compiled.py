@@ -131,8 +131,8 @@ def projector(
 ) -> Callable[[Int64[Tensor, " n"]], Float[Tensor, "N n"]] | None:
     """A function of ids that returns offsets plus products of a few vectors with the coefficients of the rows.
 
-    No coefficient is written to memory; on a CPU, torch's threads share the rows. None where `read_rows` is not
-    compiled, for many vectors and where a gradient is asked for: a product of matrices is better then.
+    No coefficient is written to memory; on a CPU, as many threads as torch has share the rows. None where `read_rows`
+    is not compiled, for many vectors and where a gradient is asked for: a product of matrices is better then.
     """
     if not _usable(gain, vectors) or len(vectors) > FEW_VECTORS:
         return None
@@ -196,7 +196,7 @@ class _Compiled:
         chain = torch.stack(chain_of(ids, self.relations)[::-1] if self.relations is not None else [ids])
         places = place_in_vocabulary(chain)
         given = _Chain(chain.data_ptr(), places.data_ptr(), len(chain), len(ids))
-        # As many as torch has, but its own would wait for more work and keep the cores from others.
+        # As many as torch has; its own threads would spin behind the work and keep the cores from others.
         threads = max(1, min(torch.get_num_threads(), len(ids) * self.m // NUMBERS_A_THREAD))
         function(ctypes.byref(self.code), ctypes.byref(given), *arguments, threads)
 
