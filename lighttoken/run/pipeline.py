@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from lighttoken.run.process import rank
 from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settle
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
-from lighttoken.run.trainer import check_finite, load_best, resume_folder
+from lighttoken.run.trainer import check_finite, load_best, resumable, resume_folder
 from lighttoken.run.transfer import load_body, load_teacher
 from lighttoken.tasks.data import TaskData
 from lighttoken.tasks.shares import AnswerKeeper, in_order
@@ -74,7 +73,12 @@ def train(config: DictConfig) -> Record:
     codec: Choice = instantiate(config.codec)
     record = new_record(config, backbone, codec)
     loggers: list[Logger] = [] if rank() else list(instantiate(config.logger or {}).values())
-    with saying_what_is_kept(config, record), record.running(), open_trainer(config, loggers, record) as trainer:
+    with (
+        resumable(config),
+        saying_what_is_kept(config, record),
+        record.running(),
+        open_trainer(config, loggers, record) as trainer,
+    ):
         with record.phase("load"):  # the task's rows, the backbone with the head of the task
             run = load(config, backbone, codec, record, loggers, trainer)
         with open_loggers(loggers, record):  # only now: a run that cannot be does not appear in W&B
@@ -99,7 +103,6 @@ def train(config: DictConfig) -> Record:
             for logger in loggers:
                 log_result(logger, record, reference)
     if rank() == 0:
-        shutil.rmtree(resume_folder(config), ignore_errors=True)
         print_closing_table(record, reference)
     return record
 

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
@@ -16,9 +19,10 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from lighttoken.artifact.files import make_directory
 from lighttoken.errors import LighttokenError
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, CheckedCheckpoints, read_checkpoint
-from lighttoken.run.process import processes_started
+from lighttoken.run.process import processes_started, rank
 from lighttoken.run.records import asked_for
 
 
@@ -97,3 +101,26 @@ def resume_folder(config: DictConfig) -> Path:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     key = hashlib.sha256(json.dumps(asked_for(settings), sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_dir) / "resume" / key
+
+
+@contextmanager
+def resumable(config: DictConfig) -> Iterator[None]:
+    """Inside, with `resume`, the checkpoint to continue from is this process's; once the run is done it is removed.
+
+    Raises LighttokenError if another process runs the same command. Its lock is free when it dies.
+    """
+    if not config.resume or rank():
+        yield
+        return
+    folder = resume_folder(config)
+    path = Path(config.output_dir) / "locks" / f"resume_{folder.name}.lock"
+    make_directory(path.parent)
+    try:
+        lock = FileLock(path).acquire(timeout=0)
+    except Timeout as error:
+        raise LighttokenError(
+            f"another process runs this command and writes {folder / CHECKPOINT_FILE}; wait for it, or set resume=false"
+        ) from error
+    with lock:
+        yield
+        shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
@@ -395,6 +396,29 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, monkeypatch):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not checkpoint.exists()  # the run is done; the same command starts a new one
+
+
+def test_a_process_leaves_the_checkpoint_of_another_with_the_same_command(command, checkpoint, sst2, monkeypatch):
+    def killed(self):
+        raise RuntimeError("killed")
+
+    settings = [f"task.data_dir={sst2}", f"model.path={checkpoint()}", "trainer.accelerator=cpu", "progress=false"]
+    settings = ["train", "task=sst2", *settings, *QUICK]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(FineTuner, "on_fit_end", killed)
+        command(*settings, "resume=true")
+    (kept,) = Path("outputs/resume").rglob("*.ckpt")
+    (lock,) = Path("outputs/locks").glob("resume_*")
+    with FileLock(lock):  # as the other process holds it
+        code, _, err = command(*settings, "resume=true")
+        assert (code, err.splitlines()[-1]) == (
+            2,
+            f"error: another process runs this command and writes {kept}; wait for it, or set resume=false",
+        )
+        assert command(*settings)[0] == 0
+    assert kept.is_file()
+    assert command(*settings, "resume=true")[0] == 0
+    assert not kept.exists()
 
 
 @pytest.mark.slow
