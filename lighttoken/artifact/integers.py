@@ -26,6 +26,7 @@ STATES = 64
 DELAY = 6  # path bits before its own that choose a coefficient's grid
 INTEGER_STEP = 4 << 4  # in a byte of the plan: `artifact.trellis.pack_step` has exponents up to 3
 MAX_HIGH = 255  # steps of a high part: the search makes no longer one
+MAX_BEYOND = 2**16 - 1  # bits of a row beyond the least of its tier, which `pack_lengths` has two bytes for
 
 
 def offsets(path: Int64[Tensor, "n G"]) -> Int64[Tensor, "n G"]:
@@ -63,8 +64,13 @@ def integer_steps(steps: UInt8[Tensor, "T s"]) -> tuple[Int64[Tensor, " T"], Int
 
 
 def pack_lengths(lengths: Int64[Tensor, " V"], least: Int64[Tensor, " V"]) -> UInt8[Tensor, " bytes"]:
-    """Bits of all rows, below 2^16 beyond the `least` that their tiers have: low bytes, high bytes, then deflate."""
+    """Bits of all rows beyond the `least` that their tiers have: low bytes, high bytes, then deflate.
+
+    Raises ValueError for a row of more than `MAX_BEYOND`.
+    """
     beyond = (lengths - least).cpu()
+    if int(beyond.max()) > MAX_BEYOND:
+        raise ValueError(f"a row of {int(beyond.max())} bits beyond the least of its tier, {MAX_BEYOND} at most")
     return deflate(torch.cat([beyond & 255, beyond >> 8]).to(torch.uint8))
 
 

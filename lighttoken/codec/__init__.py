@@ -118,6 +118,7 @@ def compress_table(
             f"the table's values, up to {float(table.abs().max()):g}, overflow what {codec.name} stores them in; {cure}"
         )
     compressed = replace(compressed, summary=summary | errors)
+    compressed.check()  # nothing is returned that could not be read again
     if compressed.ratio < ratio:
         raise RuntimeError(
             f"{codec.name} had a budget of {ratio}x and wrote {compressed.ratio:.2f}x; use budget.largest"

@@ -87,6 +87,8 @@ def test_lengths_survive_packing_and_damage_is_named():
     lengths = least + torch.tensor([0, 3, 40000, 0])
     packed = integers.pack_lengths(lengths, least)
     assert torch.equal(integers.unpack_lengths(packed, least), lengths)
+    with pytest.raises(ValueError, match="a row of 65536 bits beyond the least of its tier, 65535 at most"):
+        integers.pack_lengths(least + torch.tensor([0, 0, 0, 65536]), least)
     with pytest.raises(ValueError, match="lengths of 3 rows of more bytes instead of 6"):
         integers.unpack_lengths(packed, least[:3])
     with pytest.raises(ValueError, match="lengths of 4 rows: "):

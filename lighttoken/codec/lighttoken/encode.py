@@ -51,12 +51,16 @@ def encode_integers(
     sample = torch.arange(0, len(tiers), max(1, len(tiers) // SAMPLE_ROWS))
     for _ in range(SAMPLE_ROUNDS):
         _, lengths = _encode_rows(coordinates, sample, plan)
+        if int((lengths - least)[sample].max()) > integers.MAX_BEYOND:
+            return None
         expected = float(lengths[sample].double().mean()) * len(tiers) * (1 + MARGIN) / 8
         expected += integers.pack_lengths(lengths[sample], least[sample]).nbytes / len(sample) * len(tiers)
         plan = _widen(plan, counts, (expected - room) * 8 / numbers)
     # 2. All rows; and again, a little wider, if the sample has misled.
     for _ in range(TRIES):
         packed, lengths = _encode_rows(coordinates, torch.arange(len(tiers)), plan, reporter)
+        if int((lengths - least).max()) > integers.MAX_BEYOND:
+            return None
         tensors = {"integers": _join(packed, lengths), "lengths": integers.pack_lengths(lengths, least)}
         over = sum(tensor.nbytes for tensor in tensors.values()) - room
         if over <= 0:

@@ -19,6 +19,7 @@ from lighttoken.codec.lighttoken.plan import Plan
 from lighttoken.codec.shapes import Table, Weights
 
 RIDGE_ROWS = 8  # whose parents tell nothing, as if every kind had them on top
+ROUNDING = 1e-5  # of a square, that a difference of such squares in float32 may be
 # Levels of the maps over those of the decoder's rows: a map serves the rows of a kind, not all rows.
 SPACING = 4.0
 COLUMNS = 64  # directions that are worked on at a time, so that work space stays small next to the table
@@ -77,7 +78,10 @@ def fit_prediction(coordinates: Table, weights: Weights, relations: Int32[Tensor
         left, parent = part - place_in_vocabulary(ids).unsqueeze(1) * slope, part[parents]
         weighted = weights.unsqueeze(1) * parent
         mean, mean_parent = _by_kind(weights.unsqueeze(1) * left, kinds) / total, _by_kind(weighted, kinds) / total
-        variance = _by_kind(weighted * parent, kinds) / total - mean_parent.square()
+        square = _by_kind(weighted * parent, kinds) / total
+        variance = (square - mean_parent.square()).clamp_min(
+            ROUNDING * square
+        )  # 0 of a kind of one row, but for rounding
         covariance = _by_kind(weighted * left, kinds) / total - mean * mean_parent
         gain = covariance / (variance * (1 + RIDGE_ROWS / rows)).clamp_min(1e-30)
         gain[0] = 0  # rows without a parent

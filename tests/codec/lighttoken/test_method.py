@@ -236,6 +236,18 @@ def test_repeated_rows_do_not_make_a_decoder_that_its_rounding_ruins(ratio):
         assert compress(rows, ratio).summary["nmse"] < 1e-3
 
 
+@pytest.mark.parametrize("factor", [150.0, 1000.0])
+def test_a_large_row_that_hardly_counts_does_not_overflow_the_lengths_of_integers(tmp_path, factor):
+    table = torch.randn(500, 768)
+    table[7] *= factor
+    weights = torch.ones(500)
+    weights[7] = 1 / factor**2  # so that it is in a tier with rows that need a fine spacing
+    compressed = compress(table, 4.0, LightToken(), weights=weights)
+    compressed.save(tmp_path)
+    rows = load_table(tmp_path).decode()
+    assert float(((rows - table)[8:] ** 2).mean()) < 0.02
+
+
 def test_what_no_ratio_cures_is_told_by_the_search_for_a_quality_too(table):
     with pytest.raises(LighttokenError, match="unknown codec 'huffman'"):
         compress_to_quality(table, "huffman", measure="nmse", bound=0.3)

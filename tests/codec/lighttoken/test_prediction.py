@@ -50,6 +50,16 @@ def test_related_rows_lower_the_error_at_the_same_bytes():
     assert related.summary["nmse"] < 0.75 * alone.summary["nmse"]
 
 
+def test_a_kind_of_one_row_has_a_gain_and_one_without_variance_too():
+    tokens = [*TOKENS, TOKENS[5].capitalize()]  # the only row of its kind
+    relations = relate(tokens)
+    assert 1 in kinds_of(relations).bincount()
+    table = torch.cat([family_table(), torch.randn(1, 32)])
+    table[392:] += 1000 * (kinds_of(relations)[392:] == kinds_of(relations)[392]).unsqueeze(1)  # far from the mean
+    assert torch.isfinite(fit_prediction(table, torch.ones(len(table)), relations).maps).all()
+    assert compressed(table, relations).summary["nmse"] < 0.5
+
+
 def test_rows_that_are_not_related_are_not_predicted():
     assert "maps" not in compressed(torch.randn(len(TOKENS), 32)).tensors
     assert "maps" not in compressed(family_table(), relations=None).tensors
