@@ -4,6 +4,7 @@
 the table was made. Nothing is pickled, and nothing in the two files depends on time or folder.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -241,6 +242,7 @@ class CompressedTable:
         """
         directory = Path(directory)
         with folder_for_output(directory):
+            _finish_save(directory)
             # Once the JSON is new, the tensors are the new ones by either name: a kill between two steps loses nothing.
             write_atomically(directory / NEXT_TENSORS_FILE, self._files[TENSORS_FILE])
             try:
@@ -250,6 +252,16 @@ class CompressedTable:
                 raise
             os.replace(directory / NEXT_TENSORS_FILE, directory / TENSORS_FILE)
         return directory
+
+
+def _finish_save(directory: Path) -> None:
+    """Do the last step of a save that was killed before it: without, the next save would overwrite these tensors."""
+    following, metadata_path = directory / NEXT_TENSORS_FILE, directory / METADATA_FILE
+    if following.is_file() and metadata_path.is_file():
+        with contextlib.suppress(ValueError, LighttokenError):  # a damaged JSON names nothing
+            metadata = read_json(metadata_path)
+            if metadata.pop("sha256", None) == _digest(following.read_bytes(), metadata):
+                os.replace(following, directory / TENSORS_FILE)
 
 
 def load_table(directory: str | Path, tokenizer: Any = None) -> CompressedTable:

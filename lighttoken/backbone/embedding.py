@@ -262,8 +262,9 @@ class CompressedEmbedding(Storage):
             self.set_mode("cached", self.megabytes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedEmbedding":
+        before = self.like.device, self.like.dtype
         super()._apply(fn, recurse)
-        if self.cache is not None:  # its rows are on another device, or of another precision
+        if self.cache is not None and (self.like.device, self.like.dtype) != before:
             self.set_mode("cached", self.megabytes)
         return self
 

@@ -87,6 +87,26 @@ def test_a_kill_while_an_artifact_is_replaced_leaves_the_old_or_the_new_one(tmp_
     assert (tmp_path / "artifact" / NEXT_TENSORS_FILE).exists() == (step in (1, 2))
 
 
+def test_an_artifact_that_a_killed_save_left_under_another_name_outlives_a_failed_save(tmp_path, table, monkeypatch):
+    old, new, newest = (compress_table(table, "svd", ratio, progress=False) for ratio in (5, 2, 3))
+    old.save(tmp_path)
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if Path(b).name != TENSORS_FILE else sys.exit())
+    with pytest.raises(SystemExit):
+        new.save(tmp_path)
+    assert (tmp_path / NEXT_TENSORS_FILE).exists()
+
+    def full(a, b):
+        if Path(b).name == METADATA_FILE:
+            raise OSError(28, "No space left on device")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(LighttokenError, match="No space left"):
+        newest.save(tmp_path)
+    assert load_table(tmp_path).nbytes == new.nbytes
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_folder_is_replaced_but_for_what_is_not_of_it(tmp_path, monkeypatch, inside):
     folder = tmp_path / "folder"

@@ -248,6 +248,18 @@ def test_cached_it_gives_the_same_rows_whatever_fits(trellis, rows):
     assert torch.equal(copy.deepcopy(cached)(ids), packed(ids))
 
 
+def test_a_move_within_inference_mode_leaves_a_cache_that_serves_outside_of_it(trellis):
+    embedding, weight = CompressedEmbedding(trellis, mode="cached"), CompressedEmbedding(trellis).weight.detach()
+    embedding(torch.arange(50))
+    kept = embedding.cache
+    assert embedding.to("cpu").cache is kept  # as it was: nothing to decode again
+    assert kept.used == 50
+    with torch.inference_mode():
+        embedding.to(torch.bfloat16)
+        embedding(torch.arange(20))
+    assert torch.equal(embedding(torch.arange(50)), weight[:50].bfloat16())
+
+
 def test_threads_share_a_cache(trellis):
     embedding, weight = CompressedEmbedding(trellis), CompressedEmbedding(trellis).weight
     embedding.set_mode("cached", megabytes=0.01)
