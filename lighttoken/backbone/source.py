@@ -89,7 +89,14 @@ class Backbone:
         """Plain values that change when the checkpoint does: of a folder, they have the size and time of every file."""
         source = self.source()
         files = sorted(file for file in Path(source).iterdir() if file.is_file()) if Path(source).is_dir() else []
-        return [source, self.revision, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+        # The name of a branch stays the same when the hub has a new commit of it.
+        commit = self.revision if Path(source).is_dir() else getattr(self._load(AutoConfig), "_commit_hash", None)
+        return [
+            source,
+            self.gguf_file,
+            commit,
+            [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        ]
 
     def _check_gguf(self) -> None:
         """Raise LighttokenError if the GGUF file, or a package that reads it, is not there."""

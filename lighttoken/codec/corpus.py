@@ -29,12 +29,17 @@ class TextFile:
         if path.suffix not in FORMATS:
             raise LighttokenError(f"{self.key}.file={path} has no known format; choose a file in {', '.join(FORMATS)}")
 
+    @property
+    def text_column(self) -> str:
+        """The column that is read; the one of a .txt file has a name of its own."""
+        return "text" if Path(self.file).suffix == ".txt" else self.column
+
     def texts(self) -> Iterable[str]:
         """The texts, in their order. Raises LighttokenError if the file lacks the column."""
         from datasets import load_dataset
 
         path = Path(self.file)
-        column = "text" if path.suffix == ".txt" else self.column
+        column = self.text_column
         texts = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
         columns = list(texts.column_names or next(iter(texts), {}))
         if column not in columns:

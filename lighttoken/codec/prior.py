@@ -177,10 +177,11 @@ class Corpus(Prior):
         self._source()
 
     def settings(self) -> dict[str, Any]:
-        """With the name and the hash of the file."""
+        """With the name and the hash of the file, and the column that is read."""
         path = Path(self.file)
         return super().settings() | {
             "corpus": path.name,
+            "corpus_column": self._source().text_column,
             "corpus_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
 

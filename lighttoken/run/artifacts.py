@@ -117,10 +117,11 @@ def code_hash(codec_module: str) -> str:
     """SHA-256, in hex, of the code that makes a codec's artifacts: after an edit, artifacts of before are not reused.
 
     It covers the modules that the codec, `compress_table` and `measure_importance` import from this package and from
-    that of the codec, directly or not. Other codecs do not matter.
+    that of the codec, directly or not, and the C++ files beside them. Other codecs do not matter.
     """
-    files = reached_files([codec_module, *MAKERS])
-    return hashlib.sha256(b"".join(file.read_bytes() for _, file in sorted(files.items()))).hexdigest()
+    modules = reached_files([codec_module, *MAKERS]).values()
+    files = {*modules, *(file for module in modules for file in module.parent.glob("*.cpp"))}
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 def reached_files(modules: Sequence[str]) -> dict[str, Path]:

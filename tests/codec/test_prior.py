@@ -75,6 +75,15 @@ def test_special_tokens_are_those_around_every_text(tokenizer):
     assert special_tokens(tokenizer) == ([2], [3])
 
 
+def test_two_columns_of_a_corpus_are_two_priors(tmp_path):
+    pd.DataFrame({"en": ["the film"], "de": ["der Film"]}).to_csv(tmp_path / "texts.csv")
+    english, german = (Corpus(file=str(tmp_path / "texts.csv"), column=column) for column in ("en", "de"))
+    assert english.settings() != german.settings()
+    (tmp_path / "texts.txt").write_text("the film")
+    first, second = (Corpus(file=str(tmp_path / "texts.txt"), column=column) for column in ("en", "de"))
+    assert first.settings() == second.settings()  # a column of no .txt file is read
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

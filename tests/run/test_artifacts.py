@@ -1,8 +1,10 @@
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from transformers import AutoConfig, BertConfig
 
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.baselines.svd import SVD
@@ -38,6 +40,31 @@ def test_a_checkpoint_that_is_saved_again_and_another_revision_have_other_keys(t
     assert artifact_key(table, replace(backbone, revision="v2"), SVD(), 2.0, 0) != before
     os.utime(folder / "model.safetensors", ns=(0, 0))  # of the same size
     assert artifact_key(table, backbone, SVD(), 2.0, 0) != before
+
+
+def test_two_gguf_files_of_a_folder_and_two_commits_of_a_branch_have_other_keys(table, checkpoint, monkeypatch):
+    folder, hub = str(checkpoint()), Backbone("x", hub_id="owner/model", revision="main")
+    for name in ("a", "b"):
+        (Path(folder) / f"{name}.gguf").touch()
+    first, second = (Backbone("x", path=folder, gguf_file=f"{name}.gguf") for name in ("a", "b"))
+    assert artifact_key(table, first, SVD(), 2.0, 0) != artifact_key(table, second, SVD(), 2.0, 0)
+    keys = []
+    for commit in ("1", "2", "1"):
+        config = BertConfig()
+        config._commit_hash = commit
+        monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, found=config, **__: found)
+        keys.append(artifact_key(table, hub, SVD(), 2.0, 0))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_an_edit_of_the_compiled_search_changes_the_code_hash(tmp_path, monkeypatch):
+    (tmp_path / "mycodec.py").write_text("SIZE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    hashes = []
+    for code in ("int a;", "int b;", "int a;"):
+        (tmp_path / "search.cpp").write_text(code)
+        hashes.append(code_hash("mycodec"))
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_threads_are_counted_in_the_key(table, checkpoint):
