@@ -1,5 +1,6 @@
 """Perplexity of a language model on a text, and how far its predictions are from the original model's."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,7 +133,14 @@ class PerplexityData(ZeroShotData):
         }
 
 
-class Perplexity(MeanMetric):
+class Mean(MeanMetric):
+    """A mean that is NaN as soon as one value is: torchmetrics would leave that value out."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy=math.nan)
+
+
+class Perplexity(Mean):
     """The exponential of the mean negative log-likelihood.
 
     That of torchmetrics takes the logarithm of a softmax, which is infinite for a token of a probability below 1e-45.

@@ -7,7 +7,6 @@ import lightning as L
 import pandas
 import pytest
 import torch
-from torchmetrics import MeanMetric
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -23,7 +22,7 @@ from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.source import Backbone
 from lighttoken.dashboard.gather import gather
 from lighttoken.tasks import perplexity
-from lighttoken.tasks.perplexity import Perplexity, PerplexityData
+from lighttoken.tasks.perplexity import Mean, Perplexity, PerplexityData
 from tests.conftest import SIZES
 from tests.tasks.conftest import read_record
 
@@ -55,7 +54,7 @@ def gpt2(save) -> Backbone:
 
 def task_of(backbone: Backbone, text: str = TEXT, **settings) -> PerplexityData:
     Path("text.txt").write_text(text)
-    metrics = {"perplexity": Perplexity(), "kl_divergence": MeanMetric(), "top1_agreement": MeanMetric()}
+    metrics = {"perplexity": Perplexity(), "kl_divergence": Mean(), "top1_agreement": Mean()}
     settings = {"file": "text.txt", "window": 16, "eval_batch_size": 3} | settings
     data = PerplexityData(backbone.tokenizer(padding=False), "perplexity", metrics, **settings)
     data.setup()
@@ -82,6 +81,16 @@ def expected(pairs: list[tuple[torch.Tensor, torch.Tensor, int]]) -> dict[str, f
         "kl_divergence": sum(distances) / n,
         "top1_agreement": sum(same) / n,
     }
+
+
+def test_a_model_that_fails_on_some_tokens_has_no_perplexity(gpt2):
+    data = task_of(gpt2)
+    model, original = data.make_model(gpt2), data.make_model(gpt2)
+    with torch.no_grad():
+        model.transformer.wpe.weight[12] = math.nan  # three of the 15 scored positions of a window
+    scores = scores_of(data, model, original)
+    assert math.isnan(scores["perplexity"])
+    assert math.isnan(scores["kl_divergence"])
 
 
 @torch.no_grad()
