@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel
 
 from lighttoken.artifact.files import make_directory, write_atomically
@@ -32,7 +32,7 @@ from lighttoken.codec.prior import WordFrequency, special_tokens
 from lighttoken.codec.texts import Texts
 from lighttoken.errors import LighttokenError
 from lighttoken.run.artifacts import code_hash
-from lighttoken.tasks.data import EpochSampler
+from lighttoken.tasks.data import EpochSampler, held_out_texts
 from lighttoken.tasks.healer import Healer
 
 if TYPE_CHECKING:
@@ -94,21 +94,16 @@ class Healing:
                 name = "this command" if data is None else f"task={data.name}"
                 raise LighttokenError(f"heal=task reads training rows and {name} has none; set heal=corpus heal.file=F")
             return data.text_loaders(self.batch_size, HELD_OUT, seed)
-        rows = self._make_texts(backbone, seed)
-        if len(rows) < 2:
-            raise LighttokenError(f"heal.file={self.file} has {len(rows)} texts; use a larger corpus")
-        generator = torch.Generator().manual_seed(seed)
-        rows = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
-        held_out = min(HELD_OUT, len(rows) // 2)
-        sampler = EpochSampler(self.batch_size, [len(row) for row in rows[held_out:]], seed)
+        rows, texts = self._make_texts(backbone, seed)
+        held, rest = held_out_texts(texts, HELD_OUT, seed)
+        if not held:
+            raise LighttokenError(f"heal.file={self.file} has {len(set(texts))} texts; use a larger corpus")
+        sampler = EpochSampler(self.batch_size, [len(rows[i]) for i in rest], seed)
         settings: dict[str, Any] = {"batch_size": self.batch_size, "collate_fn": _padded}
-        return (
-            DataLoader(rows[held_out:], sampler=sampler, **settings),  # type: ignore[arg-type]
-            DataLoader(rows[:held_out], **settings),  # type: ignore[arg-type]
-        )
+        return DataLoader(Subset(rows, rest), sampler=sampler, **settings), DataLoader(Subset(rows, held), **settings)
 
-    def _make_texts(self, backbone: "Backbone | LoadedBackbone", seed: int) -> Sequence[Tensor]:
-        """Token ids (L,) of every text, special tokens included."""
+    def _make_texts(self, backbone: "Backbone | LoadedBackbone", seed: int) -> tuple[Any, Sequence[int]]:
+        """Token ids (L,) of pieces of text, special tokens included, and the number of the text that each is of."""
         tokenizer: Any = backbone.tokenizer(padding=False)
         model: Any = backbone.language_model() if self.texts == "model" else backbone.encoder()
         before, after = special_tokens(tokenizer)
@@ -120,12 +115,15 @@ class Healing:
             )
         count = min(self.count, self.steps * self.batch_size) + HELD_OUT
         if self.texts == "corpus":
-            pieces = islice(text_pieces(tokenizer, self._corpus().texts(), self.length), count)
-            return [torch.tensor([*before, *piece, *after]) for piece in pieces]
+            texts = enumerate(self._corpus().texts())
+            all_pieces = ((i, piece) for i, text in texts for piece in text_pieces(tokenizer, [text], self.length))
+            pieces = list(islice(all_pieces, count))
+            return [torch.tensor([*before, *piece, *after]) for _, piece in pieces], [i for i, _ in pieces]
         mask = tokenizer.mask_token_id if self.texts == "model" and is_masked(model.config) else None
         rows = model.get_input_embeddings().num_embeddings
         frequencies = WordFrequency().resolved(tokenizer).frequencies(tokenizer, rows)
-        return Texts(model, tokenizer, mask, count, self.length, seed).make(self.texts, frequencies, None).unbind()
+        made = Texts(model, tokenizer, mask, count, self.length, seed).make(self.texts, frequencies, None)
+        return made.unbind(), range(len(made))
 
 
 def _padded(rows: list[Tensor]) -> dict[str, Tensor]:

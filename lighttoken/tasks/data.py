@@ -4,8 +4,9 @@ import errno
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, compress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -73,6 +74,7 @@ class TaskData(L.LightningDataModule):
         self.dev_fraction, self.train_rows, self.limit_rows = dev_fraction, train_rows, limit_rows
         self.validation_splits = dict(validation_splits)
         self.splits: dict[str, Dataset] = {}
+        self.train_texts: list[str] = []  # the first text, or the context, of every row of splits["train"]
 
     def make_model(self, backbone: Backbone) -> PreTrainedModel:
         """The backbone with the head of this task."""
@@ -139,12 +141,17 @@ class TaskData(L.LightningDataModule):
         return self.loader(rows, self.batch_size, sampler=sampler)
 
     def text_loaders(self, batch_size: int, held_out: int, seed: int) -> tuple[DataLoader, DataLoader]:
-        """Batches of training rows, for a use that reads no labels, and of `held_out` rows that are not among them."""
-        rows = self.splits["train"].shuffle(seed)
-        held_out = min(held_out, len(rows) // 2)
-        rest = rows.select(range(held_out, len(rows)))
-        sampler = EpochSampler(batch_size, list(rest["length"]), seed=seed)
-        return self.loader(rest, batch_size, sampler=sampler), self.loader(rows.select(range(held_out)), batch_size)
+        """Batches of training rows, for a use that reads no labels, and of about `held_out` other rows.
+
+        Rows with the same first text, or context, are on one side. Raises LighttokenError if all have the same.
+        """
+        held, rest = held_out_texts(self.train_texts, held_out, seed)
+        if not held:
+            raise LighttokenError(f"all training rows of task={self.name} have one text; set heal=corpus heal.file=F")
+        rows = self.splits["train"].select(rest)
+        sampler = EpochSampler(batch_size, list(rows["length"]), seed=seed)
+        others = self.splits["train"].select(held)
+        return self.loader(rows, batch_size, sampler=sampler), self.loader(others, batch_size)
 
     def val_dataloader(self) -> list[DataLoader]:
         """The validation splits, then the dev rows if rows are held out."""
@@ -169,18 +176,22 @@ class TaskData(L.LightningDataModule):
                 f"cannot read the rows of task={self.name} from {source}: {reason}; {cure}"
             ) from error
 
-    def hold_out(self, rows: Dataset, keys: Sequence[str]) -> dict[str, Dataset]:
+    def hold_out(self, rows: Dataset, keys: Sequence[str], texts: Sequence[str]) -> dict[str, Dataset]:
         """Divide training rows into `train` and, with `dev_fraction`, `dev`.
 
-        `keys` has a text for every row: rows of the same text stay together. Raises LighttokenError for an empty part.
+        `keys` has a text for every row: rows of the same text stay together. `texts` has what becomes `train_texts`.
+        Raises LighttokenError for an empty part.
         """
         if not self.dev_fraction:
+            self.train_texts = list(texts)
             return {"train": rows}
         # The prefix makes this draw independent of the one that makes the validation split of Rotten Tomatoes.
         is_dev = [in_share(f"dev {key}", self.dev_fraction) for key in keys]
+        is_train = [not chosen for chosen in is_dev]
+        self.train_texts = list(compress(texts, is_train))
         parts = {
-            "train": rows.select([i for i, chosen in enumerate(is_dev) if not chosen]),
-            "dev": rows.select([i for i, chosen in enumerate(is_dev) if chosen]),
+            "train": rows.select(list(compress(range(len(rows)), is_train))),
+            "dev": rows.select(list(compress(range(len(rows)), is_dev))),
         }
         for name, part in parts.items():
             if len(part) == 0:
@@ -272,6 +283,22 @@ class EpochSampler(LengthGroupedSampler):
 def in_share(text: str, share: float) -> bool:
     """Whether a text belongs to a share (0 to 1) of all texts. The answer is the same on every machine."""
     return position(text) < share
+
+
+def held_out_texts(texts: Sequence[Hashable], count: int, seed: int) -> tuple[list[int], list[int]]:
+    """The numbers of about `count` rows, at most about half of them, and of the other rows; none has a text of both.
+
+    `texts` has the text of every row. The second list is shuffled by text.
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for i, text in enumerate(texts):
+        rows.setdefault(text, []).append(i)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    groups = [list(rows.values())[i] for i in order]
+    held: list[int] = []
+    while len(groups) > 1 and len(held) < min(count, len(texts) // 2):
+        held += groups.pop()
+    return held, list(chain.from_iterable(groups))
 
 
 def position(text: str) -> float:

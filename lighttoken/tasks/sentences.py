@@ -113,7 +113,8 @@ class SentenceData(TaskData):
             for name, rows in used.items()
         }
         # Hold out training rows by their text.
-        return splits | self.hold_out(splits["train"], self._texts(raw["train"]))
+        firsts = raw["train"][self.text_columns[0]]
+        return splits | self.hold_out(splits["train"], self._texts(raw["train"]), firsts)
 
     def predict_dataloader(self) -> list[DataLoader]:
         """The test splits that have a file of answers. Raises LighttokenError if there are none, or one is missing."""

@@ -103,7 +103,7 @@ class Squad(TaskData):
     def encode(self, raw: DatasetDict) -> dict[str, Dataset]:
         # Hold out whole contexts, so that no context is on both sides.
         rows = self._trainable(raw["train"])
-        parts = self.hold_out(rows, rows["context"])
+        parts = self.hold_out(rows, rows["context"], rows["context"])
         train = parts.pop("train")
         # Keep the questions of the splits to score: their answers come from several windows.
         self.questions = parts | {name: raw[name] for name in self.validation_splits.values()}
@@ -126,7 +126,9 @@ class Squad(TaskData):
                 desc=f"tokenise {self.name} {name}",
             )
             splits[name] = windows.remove_columns(["row", "offsets"])
-            if name in self.questions:
+            if name == "train":
+                self.train_texts = [self.train_texts[row] for row in windows["row"]]
+            else:
                 self.windows[name] = windows.select_columns(["row", "offsets"])
         return splits
 

@@ -250,6 +250,19 @@ def test_contexts_are_held_out_as_wholes(squad, folder):
     assert data.eval_names == ["val", "dev"]
 
 
+def test_held_out_texts_are_of_no_context_that_is_trained_on(squad, folder):
+    contexts = [" ".join([f"word{i} good"] * 10) for i in range(20)]
+    rows = [question(10 * i + j, "good", context) for i, context in enumerate(contexts) for j in range(4)]
+    table(rows).to_parquet(folder / "train.parquet")
+    data = squad()
+    loaders = data.text_loaders(4, 10, seed=0)
+    texts = [" ".join(data.tokenizer.batch_decode([row["input_ids"] for row in part.dataset])) for part in loaders]
+    trained, held = ({word for word in text.split() if word.startswith("word")} for text in texts)
+    assert len(held) < len(trained)
+    assert trained | held == {f"word{i}" for i in range(20)}
+    assert not trained & held
+
+
 def test_a_stride_that_leaves_no_room_is_refused(squad):
     with pytest.raises(LighttokenError, match="task.stride is 9 and a window has room for 7 tokens of the context"):
         squad(stride=9)
