@@ -63,7 +63,8 @@ def write_folder(directory: Path, obsolete: tuple[str, ...] = ()) -> Iterator[Pa
     """A new folder to write into, whose files replace those of `directory` when the block ends; an error changes none.
 
     Other files of `directory` stay, but not those directly in it that match a pattern of `obsolete`. On Linux the
-    change is one step, even for a kill. Elsewhere, and for a mount point or the working directory, it is one per file.
+    change is one step, even for a kill. Elsewhere, and for a mount point, the working directory or a folder that holds
+    folders of others, such as a git repository, it is one per file.
 
     Raises LighttokenError if the disk is full or a folder is read-only.
     """
@@ -90,10 +91,16 @@ def write_folder(directory: Path, obsolete: tuple[str, ...] = ()) -> Iterator[Pa
 
 
 def _exchange_folders(new: Path, old: Path, obsolete: tuple[str, ...]) -> bool:
-    """Put a folder in the place of another in one step, which then has its name; False if the system cannot do it."""
+    """Put a folder in the place of another in one step, which then has its name.
+
+    False if the system cannot do it, or if it would lose what is no file: folders, which may be empty, or a pipe.
+    """
     if not old.is_dir():
         new.rename(old)
         return True
+    others = [path for path in old.rglob("*") if not (path.is_file() or path.is_symlink())]
+    if not all((new / path.relative_to(old)).is_dir() for path in others):
+        return False
     for file in _files(old):
         if not (os.path.lexists(new / file) or _matches(file, obsolete)):
             (new / file).parent.mkdir(parents=True, exist_ok=True)

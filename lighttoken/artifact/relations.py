@@ -144,7 +144,9 @@ def read_related(
     """Coefficients of rows: what their codes decode to, and what is predicted of them from the rows above."""
     chain = chain_of(ids, relations)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # the number of different rows is not known then
-        decoded = decode(torch.cat(chain)).split(len(ids))
+        decoded = list(
+            decode(torch.cat(chain)).tensor_split(len(chain))
+        )  # `split(len(ids))` would fix the number of ids
     else:
         rows, places = torch.cat(chain).unique(return_inverse=True)
         once = decode(rows)

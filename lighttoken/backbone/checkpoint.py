@@ -147,7 +147,9 @@ class LighttokenQuantizer(HfQuantizer):
             return model
         embedding = _find(model)[1]
         if embedding.codes.is_meta:
-            raise LighttokenError("offload_buffers=True leaves no compressed table in memory; leave it out")
+            raise LighttokenError(
+                "device_map or offload_buffers=True leaves no compressed table in memory; keep the embedding there"
+            )
         with refusing("the checkpoint's compressed table is damaged"):
             compressed = embedding.compressed_table()
         self.quantization_config.check(compressed)

@@ -46,11 +46,13 @@ def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, rows: int, label: str, padding: bool
 ) -> PreTrainedTokenizerBase:
     """The tokenizer. Raises LighttokenError if a table with so many rows is not its own, or if it cannot pad."""
+    if not hasattr(tokenizer, "get_vocab"):
+        raise LighttokenError(f"{tokenizer!r} is no tokenizer; pass AutoTokenizer.from_pretrained(...)")
     largest = max(tokenizer.get_vocab().values())
     if not rows / 2 <= largest + 1 <= rows:  # tables are often padded by a few rows, never by as many again
         raise LighttokenError(
             f"the tokenizer of model={label} has ids 0 to {largest} and the table has {rows} rows; "
-            "use the tokenizer that was saved with this checkpoint"
+            "save the model's own tokenizer in its folder, with tokenizer.save_pretrained"
         )
     if padding and tokenizer.pad_token is None:
         raise LighttokenError(

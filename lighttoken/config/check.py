@@ -30,6 +30,7 @@ from lighttoken.config.schema import Compress, Train
 from lighttoken.config.signatures import check_keys, check_node, parameters
 from lighttoken.errors import LighttokenError
 from lighttoken.run.process import processes_started
+from lighttoken.run.records import MODEL_FOLDER
 
 RANGES = {  # of values: the least and the largest
     ("finetune", "learning_rate"): (0, math.inf),
@@ -221,14 +222,20 @@ def _check_goal(config: dict[str, Any]) -> None:
 
 
 def _check_output(config: dict[str, Any]) -> None:
-    """A folder that holds something already, and an unknown `tie`."""
+    """No folder, one that holds something already, and an unknown `tie`."""
     _check_choice("tie", config["tie"], get_args(Tie))
+    if not config["output"]:
+        raise LighttokenError("output is empty; give a folder, for example output=compressed")
     path = config["model"].get("path")
     if path and Path(path).resolve() == Path(config["output"]).resolve():
         raise LighttokenError(
             f"output={config['output']} is the folder of the original checkpoint, which would be lost; choose another"
         )
-    for file, content in ((METADATA_FILE, "an artifact"), ("config.json", "a checkpoint")):
+    found = {METADATA_FILE: "an artifact", "config.json": "a checkpoint"}
+    if config["checkpoint"]:  # which has many files, also one of each name that users write themselves
+        files = sorted(file.name for file in Path(config["output"]).glob("[!.]*") if file.is_file())
+        found |= {file: file for file in files if file not in found}
+    for file, content in found.items():
         if Path(config["output"], file).exists() and not config["overwrite"]:
             raise LighttokenError(
                 f"output={config['output']} holds {content} already; choose another folder or add overwrite=true"
@@ -242,6 +249,9 @@ def check_sources(config: DictConfig) -> None:
         resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
     hydra.utils.instantiate(config.heal)
+    for key in ("init_from", "distill"):
+        if (run := config.get(key)) and not Path(run, MODEL_FOLDER).is_dir():
+            raise LighttokenError(f"{key}={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
     task = config.get("task") or {}
     file, folder = task.get("file"), task.get("data_dir")
     if file and not Path(file).is_file():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lighttoken.backbone.source import Backbone
 from lighttoken.codec import Codec, check_reach, compress_table
 from lighttoken.codec.quality import compress_to_quality
 from lighttoken.run.artifacts import artifact_key
-from lighttoken.run.healing import heal
+from lighttoken.run.healing import check_healing, heal
 from lighttoken.run.importance import measure_importance
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.memory import peak_memory
@@ -35,6 +36,9 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     # 1. The table, and what an interrupted command has left of the same work.
     backbone: Backbone = instantiate(config.model)
     codec: Codec = instantiate(config.codec)
+    healing = instantiate(config.heal) if config.heal else None
+    if healing is not None:
+        check_healing(healing, backbone)
     table = backbone.table()
     if config.quality is None:
         check_reach(table, codec, config.ratio)
@@ -49,8 +53,8 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     rows = [("model", backbone.label)]
     # 2. The body, adapted to the compressed table.
     healed = None
-    if config.heal:
-        healed = heal(backbone, compressed, instantiate(config.heal), seed=config.seed, progress=config.progress)
+    if healing is not None:
+        healed = heal(backbone, compressed, healing, seed=config.seed, progress=config.progress)
         rows.append(("healed", healing_text(healed.summary)))
     # 3. The files.
     if config.checkpoint:
@@ -73,7 +77,7 @@ def _compress(config: DictConfig, output: Path) -> CompressedTable:
     if config.checkpoint:
         print_loading(output)
     else:
-        reads = ", tokenizer" if compressed.needs_tokenizer else ""
+        reads = ", tokenizer" if replace(compressed, relations=None).needs_tokenizer else ""  # as it is on disk
         print_lines("To load it:", ["import lighttoken", f'compressed = lighttoken.load_table("{output}"{reads})'])
     return compressed
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Loaders = tuple[DataLoader, DataLoader]
+TextSource = Literal["prior", "model", "corpus", "task"]
 
 HEALER = "lighttoken.run.healing"
 HELD_OUT = 128  # texts that are not trained on: the cosine of their hidden states is reported, before and after
@@ -58,7 +59,7 @@ class Healing:
     there.
     """
 
-    texts: Literal["prior", "model", "corpus", "task"]
+    texts: TextSource
     file: str | None = None
     column: str = "text"
     count: int = 32_768
@@ -72,6 +73,8 @@ class Healing:
         for name in ("count", "length", "steps", "batch_size"):
             if (number := getattr(self, name)) < 1:
                 raise LighttokenError(f"heal.{name} is {number}; it must be 1 or above")
+        if self.texts not in get_args(TextSource):
+            raise LighttokenError(f"unknown texts={self.texts!r}; choose one of {', '.join(get_args(TextSource))}")
         if self.texts == "corpus":
             self._corpus()
 
@@ -90,9 +93,7 @@ class Healing:
     def loaders(self, backbone: "Backbone | LoadedBackbone", data: "TaskData | None", seed: int) -> Loaders:
         """Batches of the texts to train on, and of `HELD_OUT` texts that are held out."""
         if self.texts == "task":
-            if data is None or not data.trains:
-                name = "this command" if data is None else f"task={data.name}"
-                raise LighttokenError(f"heal=task reads training rows and {name} has none; set heal=corpus heal.file=F")
+            assert data is not None
             return data.text_loaders(self.batch_size, HELD_OUT, seed)
         rows, texts = self._make_texts(backbone, seed)
         held, rest = held_out_texts(texts, HELD_OUT, seed)
@@ -149,6 +150,17 @@ class Healed:
         model.config.healing = self.summary  # config.json says it, whoever saves the model
 
 
+def check_healing(healing: Any, backbone: "Backbone | LoadedBackbone", data: "TaskData | None" = None) -> None:
+    """Raise LighttokenError, before any work, for what `heal` cannot do: an encoder-decoder, or a task without rows."""
+    if not isinstance(healing, Healing):
+        raise LighttokenError(f"healing={healing!r} is no Healing; pass lighttoken.Healing('prior'), or None")
+    if backbone.is_encoder_decoder:
+        raise LighttokenError("an encoder-decoder cannot be healed yet; leave out heal=")
+    if healing.texts == "task" and (data is None or not data.trains):
+        name = "this command" if data is None else f"task={data.name}"
+        raise LighttokenError(f"heal=task reads training rows and {name} has none; set heal=corpus heal.file=F")
+
+
 def heal(
     backbone: "Backbone | LoadedBackbone",
     compressed: CompressedTable,
@@ -164,10 +176,9 @@ def heal(
 
     `accelerator` and `precision` are those of Lightning's trainer.
 
-    `data` has the rows of `heal=task`. Raises LighttokenError for an encoder-decoder, and for texts that are not there.
+    `data` has the rows of `heal=task`. Raises LighttokenError as `check_healing`, and for texts that are not there.
     """
-    if backbone.is_encoder_decoder:
-        raise LighttokenError("an encoder-decoder cannot be healed yet; leave out heal=")
+    check_healing(healing, backbone, data)
     start = time.perf_counter()
     texts, held_out = healing.loaders(backbone, data, seed)
     model, original = swap_embedding(backbone.encoder(), compressed), backbone.encoder()

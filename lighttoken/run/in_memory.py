@@ -12,7 +12,7 @@ from lighttoken.backbone.replace import find_embedding
 from lighttoken.backbone.swap import check_tie, swap_embedding
 from lighttoken.codec import Codec, check_reach, compress_table, find_codec
 from lighttoken.errors import LighttokenError
-from lighttoken.run.healing import Healing, heal
+from lighttoken.run.healing import Healing, check_healing, heal
 from lighttoken.run.importance import measure_importance
 
 
@@ -39,9 +39,12 @@ def compress_model(
     table = find_embedding(model).weight.detach().float()
     check_reach(table, codec, ratio)
     backbone = LoadedBackbone(model, tokenizer)
+    backbone.tokenizer(padding=False)
+    if healing is not None:
+        check_healing(healing, backbone)
     importance = measure_importance(backbone, codec, len(table), seed, progress, tie=tie)
     compressed = compress_table(table, codec, ratio, importance=importance, seed=seed, progress=progress)
-    healed = heal(backbone, compressed, healing, seed=seed, progress=progress) if healing else None
+    healed = heal(backbone, compressed, healing, seed=seed, progress=progress) if healing is not None else None
     swap_embedding(model, compressed, tie)
     if healed is not None:
         healed.put_into(model)
@@ -64,15 +67,17 @@ class LighttokenConfig(QuantizationConfigMixin):
         tie: Tie = "compressed",
         seed: int = 0,
         progress: bool = True,
+        healing: Healing | None = None,
     ):
         self.quant_method: Any = METHOD
         self.ratio, self.codec, self.tokenizer = ratio, find_codec(codec), tokenizer
         self.tie: Tie = tie
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.healing = seed, progress, healing
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for transformers to print."""
-        return vars(self) | {"codec": self.codec.name, "tokenizer": type(self.tokenizer).__name__}
+        texts = self.healing and self.healing.texts
+        return vars(self) | {"codec": self.codec.name, "tokenizer": type(self.tokenizer).__name__, "healing": texts}
 
     def prepare(self, source: str, rows: int) -> None:
         """Load the tokenizer of a folder, or of a checkpoint of the hub, for a table with so many rows."""
@@ -88,4 +93,5 @@ class LighttokenConfig(QuantizationConfigMixin):
     def compress(self, model: PreTrainedModel) -> PreTrainedModel:
         """Compress the table of the model, whose weights are loaded, in place; returns the model."""
         assert self.tokenizer is not None
-        return compress_model(model, self.tokenizer, self.ratio, self.codec, self.tie, self.seed, self.progress)
+        settings = self.ratio, self.codec, self.tie, self.seed, self.progress, self.healing
+        return compress_model(model, self.tokenizer, *settings)

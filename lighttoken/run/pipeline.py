@@ -33,7 +33,7 @@ from lighttoken.run.answers import write_answers
 from lighttoken.run.artifacts import ArtifactCache
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, find_checkpoint
 from lighttoken.run.distributed import first_process_first, open_trainer
-from lighttoken.run.healing import heal_once
+from lighttoken.run.healing import check_healing, heal_once
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import bytes_by_part, common_frequencies, measure_artifact, measure_table
 from lighttoken.run.process import rank
@@ -149,6 +149,8 @@ def load(
         record.hardware["accelerator"] = "none"  # this run leaves an accelerator of the machine unused
     with first_process_first(trainer):  # the others find the tokenised rows in the cache
         data = load_data(config, backbone)
+    if config.heal:
+        check_healing(instantiate(config.heal), backbone, data)
     model, teacher = load_models(config, data, backbone)
     # Healing changes weights in place, which a shared copy would see.
     original = model if data.trains else copy.deepcopy(model) if config.heal else shared_copy(model)

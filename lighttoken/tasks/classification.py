@@ -61,6 +61,7 @@ class Classification(SentenceData):
         if "train" not in splits:
             raise missing_split(self.data_dir, "train")
         if "validation" not in splits:
+            self._check_texts("train", splits["train"])
             log.info("%s has no validation file: %g of its rows are scored", self.data_dir, self.validation_fraction)
             is_scored = [in_share(text, self.validation_fraction) for text in self._texts(splits["train"])]
             for name, wanted in (("validation", True), ("train", False)):
@@ -96,7 +97,7 @@ class Classification(SentenceData):
         if not self.num_labels:
             if self.label_names:
                 self.num_labels = len(self.label_names)
-            elif numbers and all(label == int(label) for label in numbers):
+            elif numbers and all(label % 1 == 0 for label in numbers):
                 self.num_labels = int(max(numbers)) + 1
             else:
                 self.num_labels = 1

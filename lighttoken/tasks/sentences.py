@@ -75,9 +75,13 @@ class SentenceData(TaskData):
                     raise LighttokenError(f"row {i} of {source} has the label {label!r}; it must be {valid}")
 
         for split in raw.keys() & {"train", *self.validation_splits.values(), *self.submission}:
-            for i, row in enumerate(zip(*(raw[split][column] for column in self.text_columns), strict=True)):
-                if not all(isinstance(text, str) for text in row):
-                    raise LighttokenError(f"row {i} of the split {split!r} of task={self.name} lacks a text: {row}")
+            self._check_texts(split, raw[split])
+
+    def _check_texts(self, split: str, rows: Dataset) -> None:
+        """Raise LighttokenError for the first row that lacks a text."""
+        for i, row in enumerate(zip(*(rows[column] for column in self.text_columns), strict=True)):
+            if not all(isinstance(text, str) for text in row):
+                raise LighttokenError(f"row {i} of the split {split!r} of task={self.name} lacks a text: {row}")
 
     def _is_label(self, label: Any) -> bool:
         if isinstance(label, str):

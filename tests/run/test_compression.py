@@ -117,6 +117,24 @@ def test_a_checkpoint_that_is_there_is_not_overwritten(command, checkpoint):
     assert "output=packed holds a checkpoint already; choose another folder or add overwrite=true" in err
 
 
+def test_a_checkpoint_takes_the_place_of_no_file_unless_asked_and_of_nothing_else(command, checkpoint):
+    arguments = [f"model.path={checkpoint()}", *QUICK, "checkpoint=true"]
+    code, _, err = command("compress", *arguments, "output=")
+    assert (code, err) == (2, "error: output is empty; give a folder, for example output=compressed\n")
+    subprocess.run(["git", "init", "-q", "clone"], check=True)  # hidden files and empty folders
+    (Path("clone") / "figures").mkdir()
+    (Path("clone") / "README.md").write_text("mine")
+    code, _, err = command("compress", *arguments, "output=clone")
+    line = "error: output=clone holds README.md already; choose another folder or add overwrite=true\n"
+    assert (code, err) == (2, line)
+    (Path("clone") / "README.md").unlink()
+    assert command("compress", *arguments, "output=clone")[0] == 0
+    assert (Path("clone") / "figures").is_dir()
+    subprocess.run(["git", "-C", "clone", "status"], check=True)  # it still is a repository
+    assert list(Path("clone").glob("*.safetensors"))
+    assert not list(Path().glob(".clone*"))
+
+
 def test_a_checkpoint_is_as_it_was_after_the_disk_was_full(command, compress, checkpoint, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from lighttoken import LighttokenConfig, LighttokenError, compress_model, compress_table, load_table
+from lighttoken import Healing, LighttokenConfig, LighttokenError, compress_model, compress_table, load_table
 from lighttoken.codec.lighttoken.method import LightToken
 
 CODEC = LightToken(state_bits=6, tiers=2, error_metric_sequences=16)
@@ -31,6 +31,19 @@ def test_it_makes_the_table_that_the_command_makes(command, make_model, tokenize
 def test_a_tokenizer_of_another_model_is_refused(make_model, tokenizer):
     with pytest.raises(LighttokenError, match="has ids 0 to 199 and the table has 1200 rows"):
         compress_model(make_model("bert", vocab_size=1200), tokenizer, 2.5, CODEC, progress=False)
+
+
+def test_what_cannot_be_healed_is_refused_before_any_work(make_model, tokenizer, monkeypatch):
+    monkeypatch.setattr("lighttoken.run.in_memory.measure_importance", lambda *_, **__: pytest.fail("measured"))
+    model = make_model("bert")
+    for healing, message in (
+        ("prior", r"^healing='prior' is no Healing; pass lighttoken.Healing\('prior'\), or None$"),
+        (Healing("task"), "^heal=task reads training rows and this command has none; set heal=corpus heal.file=F$"),
+    ):
+        with pytest.raises(LighttokenError, match=message):
+            compress_model(model, tokenizer, 2.5, CODEC, progress=False, healing=healing)
+    with pytest.raises(LighttokenError, match=r"^None is no tokenizer; pass AutoTokenizer.from_pretrained\(...\)$"):
+        compress_model(model, None, 2.5, CODEC, progress=False)
 
 
 def test_compress_table_warns_where_it_loses_much(table):
@@ -70,6 +83,18 @@ def test_a_dense_checkpoint_is_compressed_while_it_loads(make_model, tokenizer):
     assert torch.equal(again(ids).logits, expected(ids).logits)
     with pytest.raises(ValueError, match="quantized with StoredConfig but you are passing a LighttokenConfig"):
         AutoModelForMaskedLM.from_pretrained("compressed", quantization_config=config)
+
+
+def test_a_checkpoint_is_healed_while_it_loads(make_model, tokenizer):
+    make_model("bert", AutoModelForMaskedLM).save_pretrained("dense")
+    settings = {"ratio": 2.5, "codec": CODEC, "progress": False}
+    settings["healing"] = Healing("prior", length=8, count=32, steps=4, batch_size=8)
+    expected = compress_model(AutoModelForMaskedLM.from_pretrained("dense"), tokenizer, **settings)
+    config = LighttokenConfig(tokenizer=tokenizer, **settings)
+    model = AutoModelForMaskedLM.from_pretrained("dense", quantization_config=config)
+    assert model.config.healing["steps"] == 4
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
 def test_without_a_tokenizer_the_line_says_what_to_pass(make_model, tokenizer):

@@ -79,6 +79,8 @@ def test_a_mistake_in_one_job_is_named_and_the_rest_is_run(command, settings):
             "seed is -1; it must be 0 or above",
         ),
         (["codec=glob(sv*)", "ratio=2,0.5"], "ratio is 0.5; it must be above 1"),
+        (["distill=null,nowhere"], "distill="),
+        (["init_from=null,nowhere"], "init_from="),
     ],
 )
 def test_a_value_of_any_job_is_checked_before_the_first(command, settings, arguments, line):

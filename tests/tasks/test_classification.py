@@ -1,10 +1,12 @@
 """Own rows in files: columns by name, kinds of labels, splits."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from lighttoken import LighttokenError
 from lighttoken.tasks.classification import Classification
@@ -91,6 +93,22 @@ def test_numbers_that_are_stored_as_texts_are_no_numbers_to_predict(own):
         LighttokenError, match=r"task.num_labels is 1 and the labels are 1, 10, 2; set task.num_labels=3"
     ):
         own(files={"train.jsonl": pd.DataFrame({"text": TEXTS, "label": ["1", "2", "10"] * 20})}, num_labels=1)
+
+
+@pytest.mark.parametrize("text", [None, 7])
+def test_a_row_without_a_text_is_named_also_where_no_file_is_validated(own, text):
+    texts = [text, *TEXTS[1:]] if text is None else [7] * 60
+    with pytest.raises(LighttokenError, match="row 0 of the split 'train' of task=own lacks a text"):
+        own(files={"train.csv": pd.DataFrame({"text": texts, "label": 1})})
+
+
+def test_a_label_that_is_missing_among_numbers_is_named(own, tmp_path):
+    rows = Dataset.from_dict({"text": TEXTS, "label": [math.nan, *[1.0] * 59]})  # pandas would write null
+    (tmp_path / "own").mkdir()
+    rows.to_parquet(tmp_path / "own" / "train.parquet")
+    rows.select(range(1, 60)).to_parquet(tmp_path / "own" / "validation.parquet")
+    with pytest.raises(LighttokenError, match="row 0 of the split 'train' of task=own has the label nan; it must be"):
+        own(files={"test.csv": pd.DataFrame({"text": TEXTS[:5]})})
 
 
 def test_rows_that_are_only_answered_may_have_any_label_but_need_a_text(own):

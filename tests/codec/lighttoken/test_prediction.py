@@ -1,6 +1,7 @@
 import warnings
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -186,6 +187,18 @@ def model():
     return dense
 
 
+def test_the_lines_that_a_command_prints_name_the_tokenizer_of_related_rows(command, model):
+    model.save_pretrained("model")
+    tokenizer_of(TOKENS).save_pretrained("model")
+    quick = ["codec.state_bits=8", "codec/prior=uniform", "codec.error_metric=euclidean", "ratio=20", "progress=false"]
+    code, out, err = command("compress", "model.path=model", *quick, "output=artifact")
+    assert code == 0, err
+    names: dict = {"tokenizer": tokenizer_of(TOKENS)}
+    exec("\n".join(line.strip() for line in out.partition("To load it:\n")[2].splitlines()), names)
+    assert "maps" in names["compressed"].tensors
+    names["compressed"].decode([3])
+
+
 @torch.no_grad()
 def logits(model):
     return model.eval()(torch.tensor([[3, 500, 1100, 41]])).logits
@@ -223,7 +236,7 @@ def test_a_model_with_it_in_trains_saves_and_loads_with_its_tokenizer_or_without
     assert torch.equal(logits(AutoModelForMaskedLM.from_pretrained(tmp_path / "other")), expected)
 
 
-def test_onnx_reads_the_rows_of_parents_too(model, tmp_path):
+def test_exported_it_reads_the_rows_of_parents_of_any_batch(model, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime", reason="install lighttoken[dev]")
     swap_embedding(model, compressed(family_table()))
     embedding, ids = model.get_input_embeddings(), torch.tensor([[3, 500, 1100], [41, 900, 901]])
@@ -232,7 +245,11 @@ def test_onnx_reads_the_rows_of_parents_too(model, tmp_path):
         warnings.simplefilter("ignore")  # of the exporter, about itself
         path = tmp_path / "model.onnx"
         torch.onnx.export(embedding, (ids,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    exported = torch.export.export(embedding, (ids,), dynamic_shapes=shapes).module()
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # sizes are tensors while a graph is traced
+    traced = torch.jit.trace(embedding, ids)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for some in (ids, ids.T.contiguous()):
+    for some in (ids, torch.randint(len(TOKENS), (5, 7))):
         (rows,) = session.run(None, {"ids": some.numpy()})
-        torch.testing.assert_close(torch.from_numpy(rows), embedding(some), atol=1e-4, rtol=0)
+        for read in (torch.from_numpy(rows), exported(some), traced(some)):
+            torch.testing.assert_close(read, embedding(some), atol=1e-4, rtol=0)
