@@ -144,9 +144,7 @@ def read_related(
     """Coefficients of rows: what their codes decode to, and what is predicted of them from the rows above."""
     chain = chain_of(ids, relations)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # the number of different rows is not known then
-        decoded = list(
-            decode(torch.cat(chain)).tensor_split(len(chain))
-        )  # `split(len(ids))` would fix the number of ids
+        decoded = list(decode(torch.cat(chain)).tensor_split(len(chain)))  # `len(ids)` would fix their number
     else:
         rows, places = torch.cat(chain).unique(return_inverse=True)
         once = decode(rows)

@@ -148,7 +148,8 @@ class LighttokenQuantizer(HfQuantizer):
         embedding = _find(model)[1]
         if embedding.codes.is_meta:
             raise LighttokenError(
-                "device_map or offload_buffers=True leaves no compressed table in memory; keep the embedding there"
+                "device_map or offload_buffers=True keeps the compressed table out of memory; "
+                "put the embedding on a device"
             )
         with refusing("the checkpoint's compressed table is damaged"):
             compressed = embedding.compressed_table()

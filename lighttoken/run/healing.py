@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -103,8 +103,8 @@ class Healing:
         settings: dict[str, Any] = {"batch_size": self.batch_size, "collate_fn": _padded}
         return DataLoader(Subset(rows, rest), sampler=sampler, **settings), DataLoader(Subset(rows, held), **settings)
 
-    def _make_texts(self, backbone: "Backbone | LoadedBackbone", seed: int) -> tuple[Any, Sequence[int]]:
-        """Token ids (L,) of pieces of text, special tokens included, and the number of the text that each is of."""
+    def _make_texts(self, backbone: "Backbone | LoadedBackbone", seed: int) -> tuple[Any, Sequence[Hashable]]:
+        """Token ids (L,) of pieces of text, special tokens included, and which text a piece is of."""
         tokenizer: Any = backbone.tokenizer(padding=False)
         model: Any = backbone.language_model() if self.texts == "model" else backbone.encoder()
         before, after = special_tokens(tokenizer)
@@ -116,10 +116,10 @@ class Healing:
             )
         count = min(self.count, self.steps * self.batch_size) + HELD_OUT
         if self.texts == "corpus":
-            texts = enumerate(self._corpus().texts())
-            all_pieces = ((i, piece) for i, text in texts for piece in text_pieces(tokenizer, [text], self.length))
+            texts = self._corpus().texts()
+            all_pieces = ((text, piece) for text in texts for piece in text_pieces(tokenizer, [text], self.length))
             pieces = list(islice(all_pieces, count))
-            return [torch.tensor([*before, *piece, *after]) for _, piece in pieces], [i for i, _ in pieces]
+            return [torch.tensor([*before, *piece, *after]) for _, piece in pieces], [text for text, _ in pieces]
         mask = tokenizer.mask_token_id if self.texts == "model" and is_masked(model.config) else None
         rows = model.get_input_embeddings().num_embeddings
         frequencies = WordFrequency().resolved(tokenizer).frequencies(tokenizer, rows)

@@ -75,7 +75,7 @@ def test_hidden_states_come_nearer_on_held_out_texts(make_model, tokenizer, corp
 def test_a_corpus_of_few_texts_is_read_again_and_an_empty_one_refused(make_model, tokenizer, tmp_path):
     model = make_model()
     compressed = compress_table(model.get_input_embeddings().weight.detach(), "svd", ratio=3, progress=False)
-    (tmp_path / "short.txt").write_text("the very good film was not bad\n" * 4)
+    (tmp_path / "short.txt").write_text("the very good film was not bad\nthe plot was bad\n" * 2)
     healing = Healing("corpus", file=str(tmp_path / "short.txt"), length=4, steps=5, batch_size=2)
     assert heal(LoadedBackbone(model, tokenizer), compressed, healing, accelerator="cpu").summary["steps"] == 5
     (tmp_path / "empty.txt").write_text("the film\n")
@@ -86,6 +86,18 @@ def test_a_corpus_of_few_texts_is_read_again_and_an_empty_one_refused(make_model
             Healing("corpus", file=str(tmp_path / "empty.txt"), length=4),
             accelerator="cpu",
         )
+
+
+def test_no_piece_of_a_held_out_text_is_trained_on(make_model, tokenizer, tmp_path):
+    lines = [" ".join([f"word{i} film"] * 6) for i in (*range(20), *range(20))]  # every text twice
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    healing = Healing("corpus", file=str(tmp_path / "corpus.txt"), length=4, batch_size=2)
+    sides = []
+    for part in healing.loaders(LoadedBackbone(make_model(), tokenizer), None, seed=0):
+        texts = " ".join(tokenizer.batch_decode([ids.tolist() for ids in part.dataset]))
+        sides.append({word for word in texts.split() if word.startswith("word")})
+    assert sides[0] | sides[1] == {f"word{i}" for i in range(20)}
+    assert not sides[0] & sides[1]
 
 
 def test_texts_longer_than_the_model_takes_are_refused(rough, tokenizer):

@@ -79,9 +79,7 @@ def fit_prediction(coordinates: Table, weights: Weights, relations: Int32[Tensor
         weighted = weights.unsqueeze(1) * parent
         mean, mean_parent = _by_kind(weights.unsqueeze(1) * left, kinds) / total, _by_kind(weighted, kinds) / total
         square = _by_kind(weighted * parent, kinds) / total
-        variance = (square - mean_parent.square()).clamp_min(
-            ROUNDING * square
-        )  # 0 of a kind of one row, but for rounding
+        variance = (square - mean_parent.square()).clamp_min(ROUNDING * square)  # a single row has none
         covariance = _by_kind(weighted * left, kinds) / total - mean * mean_parent
         gain = covariance / (variance * (1 + RIDGE_ROWS / rows)).clamp_min(1e-30)
         gain[0] = 0  # rows without a parent
