@@ -172,6 +172,9 @@ class Cores(Form):
             if first != rank:
                 raise ValueError(f"{name} has shape {shapes[name]} where the rank is {rank}")
             ids, width, rank = ids * v, width * w, last
+        (_, v, w, rank1), (*_, rank2), (_, v2, w2, _) = shapes.values()
+        if rank1 > v * w or rank2 > v2 * w2:  # no decomposition needs more; a few bytes would ask for much memory
+            raise ValueError(f"the cores have ranks {rank1} and {rank2} instead of at most {v * w} and {v2 * w2}")
         if ids < vocab_size or width != dim or rank != 1:
             raise ValueError(f"the cores make {rank} tables ({ids}, {width}) instead of one ({vocab_size}, {dim})")
         return bias_layout(tensors, dim) | {name: (shape, HALVES) for name, shape in shapes.items()}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from lighttoken.artifact.table import CompressedTable
@@ -44,12 +45,12 @@ def model_card(
     `class_name` is the model's class in transformers; `scores` are by name, such as `sst2 val/accuracy`. Of the
     original's metadata, what holds for the compressed model too is kept; `hub_id` becomes its `base_model`.
     """
-    file = folder / CARD_FILE
-    original = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True) if file.is_file() else None
-    known = original.data.to_dict() if original else {}
+    original, known = _read(folder / CARD_FILE)
     metadata = {key: value for key, value in known.items() if key in METADATA}
     metadata |= {"base_model": hub_id} if hub_id else {}
-    metadata["tags"] = list(dict.fromkeys([*(metadata.get("tags") or []), "lighttoken"]))
+    tags = metadata.get("tags")
+    tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    metadata["tags"] = list(dict.fromkeys([*tags, "lighttoken"]))
     data = ModelCardData(ignore_metadata_errors=True, **({"library_name": "transformers"} | metadata))
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -57,9 +58,21 @@ def model_card(
         _numbers(compressed, scores or {}),
         _loading(class_name, folder, compressed is not None),
         *([f"## Made with\n\n    {command}"] if command else []),
-        *([f"---\n\nThe card of the original model:\n\n{original.text.strip()}"] if original else []),
+        *([f"---\n\nThe card of the original model:\n\n{original.strip()}"] if original else []),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _read(file: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a card and its metadata; of a card whose metadata is damaged, all of it is text."""
+    if not file.is_file():
+        return "", {}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (yaml.YAMLError, ValueError, TypeError):
+        return text, {}
+    return card.text, card.data.to_dict()
 
 
 def _head(name: str, compressed: CompressedTable | None, healing: Mapping[str, Any] | None) -> str:

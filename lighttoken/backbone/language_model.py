@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ def is_masked(config: PretrainedConfig) -> bool:
     """Whether a checkpoint predicts masked tokens, as BERT does, and not the next one."""
     names = config.architectures or [""]
     decodes = getattr(config, "is_decoder", False) or names[0].endswith(("ForCausalLM", "LMHeadModel"))
+    if config.model_type in ("xlm", "flaubert"):  # whose masked models have a class of the second name
+        decodes = config.causal
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes
 
 
@@ -37,12 +40,16 @@ def head_logits(model: PreTrainedModel, output: ModelOutput, states: Tensor) -> 
     replaced = copy.copy(output)
     replaced.last_hidden_state = states.unsqueeze(0)
     body = model.base_model
-    body.forward = lambda *_, **__: replaced
+    decoder = getattr(body, "decoder", None)  # which OPT's and BART's causal models call instead of their body
+    bodies: list[Any] = [body, *([decoder] if isinstance(decoder, PreTrainedModel) else [])]
+    for part in bodies:
+        part.forward = lambda *_, **__: replaced
     try:
         nothing = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         return model(input_ids=nothing).logits.squeeze(0)
     finally:
-        del body.forward  # the method of its class is visible again
+        for part in bodies:
+            del part.forward  # the method of its class is visible again
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:

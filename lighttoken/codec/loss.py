@@ -55,7 +55,7 @@ def table_errors(table: Table, rows: Table, weights: Weights) -> dict[str, float
     """The errors of decoded rows that an artifact's summary holds.
 
     nmse is the mean squared error over the variance of the table's entries; `rarest_nmse` is the nmse of the tenth of
-    the rows with the smallest weights.
+    the rows with the smallest weights. Rows of zeros, such as those that pad a vocabulary, have no cosine.
     """
     if not find_units(table).ordinary:  # squares in float32 would overflow, vanish or cancel
         scale = 2.0 ** -math.frexp(float(table.abs().max()))[1]
@@ -63,13 +63,13 @@ def table_errors(table: Table, rows: Table, weights: Weights) -> dict[str, float
     variance = table_variance(table)
     chunks = list(zip(table.split(ROWS_PER_CHUNK), rows.split(ROWS_PER_CHUNK), strict=True))
     errors = torch.cat([(x - y).square().mean(1) for x, y in chunks]) / variance
-    cosines = torch.cat([torch.cosine_similarity(x, y, dim=1) for x, y in chunks])
+    cosines = torch.cat([torch.cosine_similarity(x, y, dim=1)[x.any(1)] for x, y in chunks])
     rarest = weights.argsort(stable=True)[: max(1, len(table) // 10)]
     return {
         "nmse": _short(errors.mean()),
         "weighted_nmse": _short((weights * errors).mean()),
         "rarest_nmse": _short(errors[rarest].mean()),
-        "cosine": round(float(cosines.mean()), 6),
+        "cosine": round(float(cosines.mean()), 6) if len(cosines) else 1.0,
     }
 
 

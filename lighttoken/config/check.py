@@ -249,10 +249,11 @@ def check_sources(config: DictConfig) -> None:
         resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
     hydra.utils.instantiate(config.heal)
-    for key in ("init_from", "distill"):
+    task = config.get("task") or {}
+    trains = "_target_" in task and getattr(hydra.utils.get_object(task._target_), "trains", True)
+    for key in ("init_from", "distill") if trains else ():
         if (run := config.get(key)) and not Path(run, MODEL_FOLDER).is_dir():
             raise LighttokenError(f"{key}={run} has no {MODEL_FOLDER}/ in it; run that task with save_model=true first")
-    task = config.get("task") or {}
     file, folder = task.get("file"), task.get("data_dir")
     if file and not Path(file).is_file():
         raise LighttokenError(f"task.file={file} is no file; give one that is there")

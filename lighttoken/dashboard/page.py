@@ -138,8 +138,9 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
 
     `scale` is the retention at the end of a bar. A cell is null without a point.
     """
-    _, table = by_ratio(group, _answer_cell)
-    whole = [*table.pop("none", {}).values()]
+    _, table = by_ratio((point for point in group if point.run.codec != "none"), _answer_cell)
+    _, whole_table = by_ratio((point for point in group if point.run.is_reference), _answer_cell)
+    whole = [*whole_table.get("none", {}).values()]
     ratios = sorted({ratio for row in table.values() for ratio in row})
     looks = {point.run.label: point.run.look for point in group}
     rows = [

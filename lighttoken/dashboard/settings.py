@@ -98,8 +98,13 @@ def _scalar_text(value: Any) -> str:
 
 
 def _text(path: str, value: Any) -> str:
-    """A setting as text; of a class its name alone, which stays the same when the class moves to another module."""
+    """A setting as text; of a class its name alone, which stays the same when the class moves to another module.
+
+    0.0 is 0, but for a cut: 1 batch is not 1.0, all of them.
+    """
     value = str(value).rpartition(".")[2] if path.endswith("_target_") else value
+    if type(value) is float and value.is_integer() and path not in CUTS:
+        value = int(value)
     return json_text(value)
 
 

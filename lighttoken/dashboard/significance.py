@@ -87,7 +87,7 @@ def _resampled_file(path: Path, changed: int, scores: tuple[tuple[str, float], .
         if split not in kept:
             return None
         answers, labels = kept[split]
-        score = next((f for f in _formulas(metric, labels) if _is_close(f, answers, labels, value)), None)
+        score = next((f for f in _formulas(metric, answers, labels) if _is_close(f, answers, labels, value)), None)
         if score is None:  # a metric that is not known here
             return None
         columns.append(torch.cat([score(answers[rows], labels[rows]).double() for rows in draws(len(labels))]))
@@ -107,7 +107,7 @@ def _is_close(score: Score, answers: Tensor, labels: Tensor, value: float) -> bo
     return bool((score(answers.unsqueeze(0), labels.unsqueeze(0)) - value).abs() < CLOSE)
 
 
-def _formulas(metric: str, labels: Tensor) -> Sequence[Score]:
+def _formulas(metric: str, answers: Tensor, labels: Tensor) -> Sequence[Score]:
     """The scores that go by this name. The one that gives the record's value is the task's."""
     from torchmetrics.functional.classification import multiclass_f1_score  # here: it takes seconds to import
     from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
@@ -115,7 +115,7 @@ def _formulas(metric: str, labels: Tensor) -> Sequence[Score]:
     if labels.is_floating_point():
         numbers = {"pearson": pearson_corrcoef, "spearman": spearman_corrcoef}
         return [lambda a, y: numbers[metric](a.T, y.T).reshape(-1)] if metric in numbers else []
-    classes = max(2, int(labels.max()) + 1)
+    classes = max(2, int(torch.cat([answers, labels]).max()) + 1)  # few rows may lack a class that is answered
     known: dict[str, list[Score]] = {
         "accuracy": [lambda a, y: (a == y).double().mean(1)],
         "f1": [lambda a, y: multiclass_f1_score(a, y, classes, average="macro", multidim_average="samplewise")],

@@ -79,11 +79,11 @@ def by_ratio(group: Iterable[Point], cell: Callable[[Point, bool], T]) -> tuple[
     """The ratios of the configs, rising, and for every codec its cells by ratio.
 
     `cell` makes the cell of a point, given whether its score is the best of two or more at that ratio. Of several
-    uncompressed points the best counts.
+    points to refer to, such as frozen and trained, the best counts; other uncompressed ones, such as int8, are apart.
     """
     table: dict[str, dict[float, Point]] = {}
     for point in group:
-        ratio, label = point.run.ratio or 1.0, "none" if point.run.codec == "none" else point.run.label
+        ratio, label = point.run.ratio or 1.0, "none" if point.run.is_reference else point.run.label
         row = table.setdefault(label, {})
         row[ratio] = best_of([point, *([row[ratio]] if ratio in row else [])])
     ratios = sorted({ratio for row in table.values() for ratio in row})

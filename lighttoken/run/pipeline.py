@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from lighttoken.artifact.files import make_directory, write_atomically, write_folder
@@ -37,7 +37,7 @@ from lighttoken.run.healing import check_healing, heal_once
 from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import bytes_by_part, common_frequencies, measure_artifact, measure_table
 from lighttoken.run.process import rank
-from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settle
+from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settings_of, settle
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
 from lighttoken.run.trainer import check_finite, load_best, resumable, resume_folder
@@ -127,10 +127,9 @@ def saying_what_is_kept(config: DictConfig, record: Record) -> Iterator[None]:
 
 def new_record(config: DictConfig, backbone: Backbone, codec: Choice) -> Record:
     """The record of a run that has not started."""
-    settings: Any = OmegaConf.to_container(config, resolve=True)
     return Record(
         directory=Path(HydraConfig.get().runtime.output_dir),
-        config=settings,
+        config=settings_of(config),
         model=backbone.label,
         task=config.task.name,
         codec=codec.name,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from lighttoken.artifact.files import make_directory, write_atomically
@@ -192,6 +192,11 @@ def config_folders(hydra: Any) -> list[str]:
     """The flags `--config-dir` of a command, given Hydra's part of its config."""
     added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [f"--config-dir={path.removeprefix('file://')}" for path in added]
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """A config as a record has it: plain JSON values, without secrets."""
+    return json.loads(masked(json.dumps(OmegaConf.to_container(config, resolve=True))))
 
 
 def asked_for(config: dict[str, Any]) -> dict[str, Any]:

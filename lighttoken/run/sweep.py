@@ -23,7 +23,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
@@ -31,7 +31,8 @@ from lighttoken.artifact.files import make_directory, write_atomically
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import PARENT, raising_interrupted
 from lighttoken.run.reading import RECORD_FILE, leave_out, read_json, read_records, reason_of
-from lighttoken.run.records import asked_for, config_folders, settle
+from lighttoken.run.records import asked_for, config_folders, settings_of, settle
+from lighttoken.run.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -56,20 +57,19 @@ class Job:
     interruption: SystemExit | None = None  # not in sweep.json: ends the sweep once the job is in it
 
 
-def settings_of(config: DictConfig) -> dict[str, Any]:
+def asked_of(config: DictConfig) -> dict[str, Any]:
     """The settings that make a job another run, as they stand in its record."""
     config = config.copy()
     settle(config)
     config.logger = {}  # some of its values exist inside the run only
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return asked_for(plain)
+    return asked_for(settings_of(config))
 
 
 def find_done(config: DictConfig, records: list[dict[str, Any]]) -> str | None:
     """The folder of a finished record of the same run; None if there is none, or with skip_done=false."""
     if not config.skip_done:
         return None
-    settings = settings_of(config)
+    settings = asked_of(config)
     done = (record for record in records if record["status"] == "done")
     return next((record["directory"] for record in done if asked_for(record["config"]) == settings), None)
 
@@ -91,7 +91,7 @@ def run_here(config: DictConfig, run: Callable[[DictConfig], Any], in_one_line: 
             log.exception("job %d", job.number)
         else:
             print(f"error: {message}", file=sys.stderr)
-        job.status, job.error = "failed", message or f"{type(error).__name__}: {error}"
+        job.status, job.error = "failed", message or masked(f"{type(error).__name__}: {error}")
     return job
 
 

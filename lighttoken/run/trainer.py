@@ -17,13 +17,13 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ti
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lighttoken.artifact.files import make_directory
 from lighttoken.errors import LighttokenError
 from lighttoken.run.checkpoints import CHECKPOINT_FILE, CheckedCheckpoints, read_checkpoint
 from lighttoken.run.process import processes_started, rank
-from lighttoken.run.records import asked_for
+from lighttoken.run.records import asked_for, settings_of
 
 
 def make_trainer(config: DictConfig, loggers: list[Logger], directory: Path) -> L.Trainer:
@@ -98,8 +98,7 @@ def check_finite(scores: Mapping[str, Any], config: DictConfig) -> None:
 
 def resume_folder(config: DictConfig) -> Path:
     """Where a run keeps its checkpoint until it is done: the same folder for the same command."""
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    key = hashlib.sha256(json.dumps(asked_for(settings), sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(asked_for(settings_of(config)), sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.output_dir) / "resume" / key
 
 

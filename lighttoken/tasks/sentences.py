@@ -46,6 +46,11 @@ class SentenceData(TaskData):
         numbers, and the classes of a fine-tuned checkpoint are matched by them. Without them, those of the rows count.
         """
         super().__init__(tokenizer, name, text_columns, *args, **kwargs)
+        if len(self.text_columns) not in (1, 2):
+            raise LighttokenError(
+                f"task.text_columns has {len(self.text_columns)} columns, {', '.join(self.text_columns)}; a tokenizer "
+                "takes one text or a pair of them"
+            )
         self.num_labels, self.submission, self.label_names = num_labels, dict(submission), label_names
         self.submit_names = submit_names
 

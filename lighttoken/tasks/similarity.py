@@ -31,6 +31,11 @@ class SentenceSimilarity(ZeroShotData):
         folder says for sentence-transformers, else the mean.
         """
         super().__init__(*args, **kwargs)
+        if len(self.text_columns) != 2:
+            raise LighttokenError(
+                f"task.text_columns has {len(self.text_columns)} columns, {', '.join(self.text_columns)}; give the two "
+                "whose similarity is scored"
+            )
         self.label_columns, self.prefix, self.pooling = [label_column], prefix, pooling
 
     def make_model(self, backbone: Backbone) -> PreTrainedModel:

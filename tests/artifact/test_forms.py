@@ -30,6 +30,13 @@ def test_every_matrix_that_fine_tuning_may_train_moves_rows(compressed):
         assert not torch.equal(compressed.form.read(torch.arange(600), changed, 16), compressed.decode())
 
 
+def test_ranks_that_no_decomposition_needs_are_refused():
+    cores = {"codes": (1, 64, 1, 70), "core1": (70, 1, 1, 70), "core2": (70, 1, 8, 1)}
+    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in cores.items()}
+    with pytest.raises(ValueError, match="the cores have ranks 70 and 70 instead of at most 64 and 8"):
+        make_form({"name": "cores"}).layout(tensors | {"bias": torch.zeros(8, dtype=torch.float16)}, 64, 8)
+
+
 def test_a_tensor_that_is_missing_or_too_many_is_refused(compressed):
     for name in compressed.form.required:
         tensors = {other: t for other, t in compressed.tensors.items() if other != name}

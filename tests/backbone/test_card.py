@@ -62,6 +62,24 @@ def test_the_code_of_a_card_loads_the_checkpoint(command, checkpoint, monkeypatc
     assert names["model"].get_input_embeddings().num_embeddings == 200
 
 
+@pytest.mark.parametrize(
+    "readme",
+    [
+        b"---\ntags: [a, b\n---\nmine",
+        b"caf\xe9 mine",
+        b"---\n- a\n---\nmine",
+        b"---\ntags: 5\n---\nmine",
+        b"---\ntags: [[a]]\n---\nmine",
+        b"---\nlicense:\tmit\n---\nmine",
+    ],
+)
+def test_a_damaged_card_of_the_original_is_text(compressed, tmp_path, readme):
+    (tmp_path / "README.md").write_bytes(readme)
+    card = ModelCard(model_card("tiny", "BertModel", compressed, tmp_path))
+    assert card.data.tags == ["lighttoken"]
+    assert card.text.rstrip().endswith("mine")
+
+
 def test_a_second_compression_has_one_card(command, checkpoint):
     arguments = ["codec=svd", "ratio=3", "progress=false", "checkpoint=true", "output=packed", "overwrite=true"]
     for _ in range(2):

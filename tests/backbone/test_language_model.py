@@ -5,9 +5,14 @@ import transformers
 from lighttoken import compress_table, swap_embedding
 from lighttoken.backbone.language_model import body_output, head_logits, is_masked, shared_copy
 from lighttoken.backbone.precision import reduce_precision
-from tests.backbone.test_families import CAUSAL, DECODER, FAMILIES, IDS, MASKED
+from tests.backbone.test_families import BART, CAUSAL, DECODER, FAMILIES, IDS, MASKED
 
 CASES = {name: entry for name, entry in FAMILIES.items() if entry[1] in (CAUSAL, MASKED)}
+OPT = {"vocab_size": 200, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32, "num_hidden_layers": 1}
+CASES["OPT"] = (OPT | {"num_attention_heads": 2, "max_position_embeddings": 40}, CAUSAL)
+CASES["Bart"] = (BART | {"is_decoder": True, "is_encoder_decoder": False}, CAUSAL)
+XLM = {"vocab_size": 200, "emb_dim": 32, "n_layers": 1, "n_heads": 2, "n_langs": 1, "max_position_embeddings": 40}
+CASES["XLM"] = CASES["Flaubert"] = (XLM, MASKED)
 CASES["Gemma2"] = (DECODER | {"head_dim": 16, "final_logit_softcapping": 0.1}, CAUSAL)  # caps what the head returns
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -31,6 +32,7 @@ from lighttoken.backbone.precision import model_bytes, reduce_precision
 from lighttoken.backbone.replace import find_embedding, position_count
 from lighttoken.backbone.source import Backbone
 from lighttoken.run.transfer import load_body
+from tests.backbone.test_families import FAMILIES
 
 
 def test_a_checkpoint_on_disk_gives_tokenizer_table_and_classifier(checkpoint, architecture):
@@ -260,6 +262,24 @@ def test_the_rest_of_the_model_in_a_smaller_precision(make_model, precision, wid
         assert model_bytes(model) - table == pytest.approx((stored - table) / 2, rel=0.02)  # ids are not halved
     else:
         assert stored - model_bytes(model) == pytest.approx(3 * linear, rel=0.1)  # scales are added
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["Llama", "T5"])  # rotary frequencies; modules that are kept in float32
+def test_a_smaller_precision_is_that_of_from_pretrained(family, precision, tmp_path):
+    model = AutoModel.from_config(getattr(transformers, f"{family}Config")(**FAMILIES[family][0])).eval()
+    model.save_pretrained(tmp_path)
+    reduce_precision(model, precision)
+    expected = AutoModel.from_pretrained(tmp_path, dtype=getattr(torch, precision)).eval()
+    for ours, theirs in zip(*(tensors_of(net) for net in (model, expected)), strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[1].dtype == theirs[1].dtype, ours[0]
+        assert torch.equal(ours[1], theirs[1]), ours[0]
+
+
+def tensors_of(model):
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def test_model_bytes_are_those_of_the_file(make_model, tmp_path):

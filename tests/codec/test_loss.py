@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lighttoken.codec.loss import reconstruction_loss
+from lighttoken.codec.loss import reconstruction_loss, table_errors
 
 ONES = torch.ones(50)
 
@@ -38,3 +38,10 @@ def test_rows_of_zeros_have_finite_gradients():
     y = torch.zeros(4, 8, requires_grad=True)
     reconstruction_loss(torch.cat([torch.zeros(2, 8), torch.ones(2, 8)]), y, torch.ones(4), 2.0).total.backward()
     assert y.grad.isfinite().all()
+
+
+def test_rows_of_zeros_have_no_cosine():
+    table = torch.cat([torch.randn(30, 8), torch.zeros(20, 8)])
+    errors = table_errors(table, table + 1e-6, torch.ones(50))
+    assert errors["cosine"] == pytest.approx(1.0)
+    assert table_errors(torch.zeros(5, 8), torch.zeros(5, 8), torch.ones(5))["cosine"] == 1.0

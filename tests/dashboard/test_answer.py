@@ -39,6 +39,24 @@ def test_codecs_are_rows_ratios_are_columns_and_the_best_is_bold(run_folder):
     }
 
 
+def test_the_uncompressed_score_is_that_of_the_runs_to_refer_to(run_folder):
+    run_folder("mrpc", "none", **scored(0.6), constant={"val/accuracy": 0.3})
+    run_folder("mrpc", "none", config={"distill": "outputs/teacher"}, **scored(0.66))
+    run_folder("mrpc", "none", config={"backbone_precision": "int8"}, **scored(0.64))
+    run_folder("mrpc", "lighttoken", 25.0, **scored(0.57))
+    run_folder("mrpc", "svd", 25.0, **scored(0.5))
+    rows = rows_of(Path("outputs"))
+    assert rows["none"][0].startswith("0.6000")
+    assert {name for name in rows if name.startswith("none (")} == {
+        "none (backbone_precision=float32, distilled=true)",
+        "none (backbone_precision=int8, distilled=false)",
+    }
+    (answer,) = read_data(page_of(Path("outputs")))["answers"]
+    assert answer["uncompressed"]["score"] == pytest.approx(0.6)
+    assert answer["constant_retention"] == pytest.approx(0.5)
+    assert not [row["label"] for row in answer["rows"] if row["label"].startswith("none")]
+
+
 def test_the_score_of_a_constant_answer_stands_below(run_folder):
     run_folder("mrpc", "none", **scored(0.8))
     run_folder("mrpc", "svd", constant={"val/accuracy": 0.68, "val/loss": 0.0}, **scored(0.7))

@@ -101,6 +101,16 @@ def test_what_cuts_a_run_short_stands_in_every_heading(run_folder):
     assert {answer["title"] for answer in read_data(Path("report/index.html"))["answers"]} == {*titles.values()}
 
 
+def test_a_whole_number_is_the_same_setting_in_both_spellings(run_folder):
+    for seed, decay in enumerate((0, 0.0)):
+        settings = {"config": {"finetune": {"learning_rate": 5e-5, "weight_decay": decay, "trainable": "frozen"}}}
+        run_folder("cola", "none", seed=seed, **settings)
+        run_folder("cola", "svd", seed=seed, **settings)
+    for point in points(gather([Path("outputs")])):
+        assert len(point.scores) == 2
+        assert "weight_decay" not in point.run.title
+
+
 def test_a_class_that_moves_to_another_module_is_the_same_setting(run_folder, tmp_path):
     for module in ("finetune", "tasks.finetuner"):
         config = {"finetune": {"_target_": f"lighttoken.{module}.FineTuner"}, "trainer": {"max_epochs": 3}}

@@ -46,6 +46,16 @@ def numbers(seed: int) -> torch.Tensor:
     return torch.arange(ROWS) / 10 + torch.randn(ROWS, generator=torch.Generator().manual_seed(seed))
 
 
+def test_a_class_that_is_answered_and_no_row_has_is_scored_too(run_folder):
+    answers = torch.where(torch.arange(ROWS) % 7 == 0, 2, LABELS).int()  # the labels are 0 and 1
+    run_of(run_folder, "svd", answers, metrics=THREE)
+    run_of(run_folder, "none", LABELS.clone(), metrics=THREE)
+    runs = found()
+    gap = difference(runs["svd"], runs["none"])
+    assert gap is not None
+    assert gap.mean < 0
+
+
 @pytest.mark.parametrize(
     ("labels", "ours", "theirs", "metrics"),
     [

@@ -39,6 +39,7 @@ def test_a_run_writes_no_key_of_its_environment(command, checkpoint, sst2, monke
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
     settings = ["task=sst2", f"task.data_dir={sst2}", f"model.path={checkpoint()}", "trainer.accelerator=cpu"]
+    settings += ["+model.revision=${oc.env:HF_TOKEN}"]  # a secret that the command line does not have
     code, out, err = command("train", *settings, "codec=none", "logger=csv", "trainer.max_epochs=1")
     assert code == 0, err
     assert SECRET not in out + err

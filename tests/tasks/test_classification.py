@@ -95,6 +95,12 @@ def test_numbers_that_are_stored_as_texts_are_no_numbers_to_predict(own):
         own(files={"train.jsonl": pd.DataFrame({"text": TEXTS, "label": ["1", "2", "10"] * 20})}, num_labels=1)
 
 
+def test_a_third_text_is_refused(own):
+    frame = pd.DataFrame({"a": TEXTS, "b": TEXTS, "c": TEXTS, "label": 1})
+    with pytest.raises(LighttokenError, match="text_columns has 3 columns, a, b, c; a tokenizer takes one text or a p"):
+        own(files={"train.csv": frame}, text_columns=["a", "b", "c"])
+
+
 @pytest.mark.parametrize("text", [None, 7])
 def test_a_row_without_a_text_is_named_also_where_no_file_is_validated(own, text):
     texts = [text, *TEXTS[1:]] if text is None else [7] * 60

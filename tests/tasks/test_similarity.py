@@ -37,6 +37,12 @@ def score(backbone: Backbone, **settings) -> float:
     return scores["val/spearman"]
 
 
+@pytest.mark.parametrize("columns", [["left"], ["left", "right", "score"]])
+def test_other_than_two_texts_are_refused(backbone, columns):
+    with pytest.raises(LighttokenError, match=f"text_columns has {len(columns)} columns, left.*; give the two whose"):
+        score(backbone, text_columns=columns)
+
+
 @torch.no_grad()
 def plain(backbone: Backbone, pooling: str, prefix: str = "") -> float:
     """One sentence at a time."""
