@@ -249,7 +249,7 @@ def check_sources(config: DictConfig) -> None:
         resolve_device(codec.device)
     hydra.utils.instantiate(config.model).source()
     hydra.utils.instantiate(config.heal)
-    task = config.get("task") or {}
+    task: Any = config.get("task") or {}
     trains = "_target_" in task and getattr(hydra.utils.get_object(task._target_), "trains", True)
     for key in ("init_from", "distill") if trains else ():
         if (run := config.get(key)) and not Path(run, MODEL_FOLDER).is_dir():
