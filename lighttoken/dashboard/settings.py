@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from lighttoken.run.reading import MAX_NAME
+from lighttoken.errors import LighttokenError
+from lighttoken.run.reading import MAX_NAME, RECORD_FILE, read_record
 from lighttoken.run.records import recipe
 
 OF_HEALED = "healed"  # settings that only runs with a healed backbone have
@@ -17,14 +19,35 @@ UNCUT = ("null", "-1", "0", "0.0", "1.0", "false")
 
 
 def codec_settings(record: dict[str, Any]) -> dict[str, Any]:
-    """What a run makes of its table: the codec, what is trained of it, healing, distillation, the output head."""
+    """What a run makes of its table: the codec, what is trained of it, healing, the run that it starts or learns from,
+    the output head.
+    """
     config = record["config"]
     settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
     finetune, heal = (config.get(name) or {} for name in ("finetune", "heal"))
     settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
     healed = heal.get("texts") and record["codec"] != "none"
     settings |= {"heal": heal["texts"], OF_HEALED: heal | {"texts": None}} if healed else {"heal": "none"}
-    return settings | {"distilled": bool(config.get("distill")), "tie": record.get("tie")}
+    started, teacher = _source(config.get("init_from")), _source(config.get("distill"))
+    return settings | {"init_from": started, "distilled": teacher, "tie": record.get("tie")}
+
+
+@lru_cache(maxsize=10_000)
+def _source(run: str | None) -> str | bool:
+    """What a run starts from or learns from, whichever its seed: task, codec, ratio, and what cuts it short.
+
+    True if that run is no longer there.
+    """
+    if not run:
+        return False
+    try:
+        record = read_record(Path(run, RECORD_FILE))
+    except (OSError, LighttokenError):
+        return True
+    settings = {path: _text(path, value) for path, value in dotted(record["config"]).items() if path in CUTS}
+    cuts = [f"{path.rpartition('.')[2]}={text}" for path, text in settings.items() if text not in UNCUT]
+    ratio = [f"{record['ratio_asked']:g}x"] if record["ratio_asked"] else []
+    return " ".join([record["task"], record["codec"], *ratio, *cuts])
 
 
 def table_settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,20 @@ def test_a_distilled_run_has_a_label_of_its_own_and_is_no_reference(run_folder, 
     assert retained == pytest.approx({"svd (distilled=false)": 0.8, "svd (distilled=true)": 1.2})
 
 
+def test_runs_that_start_from_runs_of_other_codecs_are_no_seeds_of_each_other(run_folder, tmp_path):
+    for codec in ("none", "lighttoken"):
+        for seed in (0, 1):
+            source = run_folder(
+                "mnli", codec, seed=seed, **scored(0.7), config={"task": {"name": "mnli", "train_rows": 9}}
+            )
+            run_folder("rte", "lighttoken", seed=seed, **scored(0.6 - 0.1 * seed), config={"init_from": str(source)})
+    started = [point for point in points(gather([tmp_path / "outputs"])) if point.run.record["task"] == "rte"]
+    assert {point.run.label: len(point.scores) for point in started} == {
+        "lighttoken (init_from=mnli none train_rows=9)": 2,
+        "lighttoken (init_from=mnli lighttoken 25x train_rows=9)": 2,
+    }
+
+
 def test_recipes_are_not_mixed(run_folder, tmp_path):
     run_folder("mrpc", "svd", **scored(0.5))
     run_folder("mrpc", "svd", seed=1, **scored(0.7), config={"trainer": {"max_epochs": 1, "gradient_clip_val": 1.0}})
