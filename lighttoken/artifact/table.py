@@ -255,7 +255,7 @@ class CompressedTable:
 
 
 def _finish_save(directory: Path) -> None:
-    """Do the last step of a save that was killed before it: without, the next save would overwrite these tensors."""
+    """Do the last step of a save that was killed before it, as the next save overwrites what lies under that name."""
     following, metadata_path = directory / NEXT_TENSORS_FILE, directory / METADATA_FILE
     if following.is_file() and metadata_path.is_file():
         with contextlib.suppress(ValueError, LighttokenError):  # a damaged JSON names nothing

@@ -28,8 +28,8 @@ class RowCache:
         self.capacity = int(min(megabytes * 1e6 / row, vocab_size))
         self.lock = Lock()  # threads may share a model
         with torch.inference_mode(False):  # else they could not be written outside of it
-            self.slots = torch.full((vocab_size,), -1, dtype=torch.int32, device=like.device)
-            self.rows = torch.empty(self.capacity, dim, dtype=like.dtype, device=like.device)
+            self.slots = like.new_full((vocab_size,), -1, dtype=torch.int32)
+            self.rows = like.new_empty(self.capacity, dim)
         self.used = 0
 
     def read(self, ids: Int[Tensor, " n"], decode: Callable[[Tensor], Tensor]) -> Float[Tensor, "n d"]:

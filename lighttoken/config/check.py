@@ -232,7 +232,7 @@ def _check_output(config: dict[str, Any]) -> None:
             f"output={config['output']} is the folder of the original checkpoint, which would be lost; choose another"
         )
     found = {METADATA_FILE: "an artifact", "config.json": "a checkpoint"}
-    if config["checkpoint"]:  # which has many files, also one of each name that users write themselves
+    if config["checkpoint"]:  # whose files have names that users write too, such as README.md
         files = sorted(file.name for file in Path(config["output"]).glob("[!.]*") if file.is_file())
         found |= {file: file for file in files if file not in found}
     for file, content in found.items():

@@ -20,7 +20,7 @@ from plotly.utils import PlotlyJSONEncoder
 
 from lighttoken.artifact.files import write_atomically
 from lighttoken.dashboard.charts import Chart
-from lighttoken.dashboard.gather import Point, Run, constant_score, grouped, points
+from lighttoken.dashboard.gather import Point, Run, best_of, constant_score, grouped, points
 from lighttoken.dashboard.settings import dotted, json_text
 from lighttoken.dashboard.significance import comparisons
 from lighttoken.dashboard.style import CURVE_COLOURS, legend_position
@@ -139,8 +139,8 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
     `scale` is the retention at the end of a bar. A cell is null without a point.
     """
     _, table = by_ratio((point for point in group if point.run.codec != "none"), _answer_cell)
-    _, whole_table = by_ratio((point for point in group if point.run.is_reference), _answer_cell)
-    whole = [*whole_table.get("none", {}).values()]
+    references = [point for point in group if point.run.is_reference]
+    whole = _answer_cell(best_of(references), is_best=False) if references else None
     ratios = sorted({ratio for row in table.values() for ratio in row})
     looks = {point.run.label: point.run.look for point in group}
     rows = [
@@ -153,7 +153,7 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
             table[point.run.label][point.run.ratio or 1.0]["difference"] = gap.text
     kept = [cell["retention"] or 0 for row in table.values() for cell in row.values()]
     constant = constant_score(group)
-    score = whole[0]["score"] if whole else None
+    score = whole["score"] if whole else None
     return {
         "title": group[0].run.title,
         "ratios": ratios,
@@ -164,7 +164,7 @@ def answer_data(group: Sequence[Point]) -> dict[str, Any]:
             for point, other, gap in gaps
             if other is not point.reference
         ],
-        "uncompressed": whole[0] if whole else None,
+        "uncompressed": whole,
         "constant": constant,
         "constant_retention": constant / score if score and constant is not None else None,
     }
