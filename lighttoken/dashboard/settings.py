@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from lighttoken.errors import LighttokenError
 from lighttoken.run.reading import MAX_NAME, RECORD_FILE, read_record
 from lighttoken.run.records import recipe
 
@@ -28,21 +27,21 @@ def codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
     healed = heal.get("texts") and record["codec"] != "none"
     settings |= {"heal": heal["texts"], OF_HEALED: heal | {"texts": None}} if healed else {"heal": "none"}
-    started, teacher = _source(config.get("init_from")), _source(config.get("distill"))
+    started, teacher = (_source(str(config.get(name) or "")) for name in ("init_from", "distill"))
     return settings | {"init_from": started, "distilled": teacher, "tie": record.get("tie")}
 
 
 @lru_cache(maxsize=10_000)
-def _source(run: str | None) -> str | bool:
+def _source(run: str) -> str | bool:
     """What a run starts from or learns from, whichever its seed: task, codec, ratio, and what cuts it short.
 
-    True if that run is no longer there.
+    True if there is no run in that folder any more, False if there was none.
     """
     if not run:
         return False
     try:
         record = read_record(Path(run, RECORD_FILE))
-    except (OSError, LighttokenError):
+    except (OSError, ValueError):  # of a damaged record, whose text is no path, too
         return True
     settings = {path: _text(path, value) for path, value in dotted(record["config"]).items() if path in CUTS}
     cuts = [f"{path.rpartition('.')[2]}={text}" for path, text in settings.items() if text not in UNCUT]

@@ -90,6 +90,14 @@ def test_runs_that_start_from_runs_of_other_codecs_are_no_seeds_of_each_other(ru
     }
 
 
+@pytest.mark.parametrize("odd", ["a\0b", "\ud800", 7.5, ["x"], {"a": 1}, True, "gone/run"])
+def test_a_run_that_starts_from_what_is_no_run_is_shown(odd, run_folder, tmp_path):
+    run_folder("rte", "lighttoken", **scored(0.6), config={"init_from": odd})
+    run_folder("rte", "lighttoken", seed=1, **scored(0.6), config={"init_from": None})
+    labels = {run.label for run in gather([tmp_path / "outputs"])}
+    assert labels == {"lighttoken (init_from=true)", "lighttoken (init_from=false)"}
+
+
 def test_recipes_are_not_mixed(run_folder, tmp_path):
     run_folder("mrpc", "svd", **scored(0.5))
     run_folder("mrpc", "svd", seed=1, **scored(0.7), config={"trainer": {"max_epochs": 1, "gradient_clip_val": 1.0}})
