@@ -16,7 +16,8 @@ from lighttoken.dashboard.significance import Difference, comparisons
 T = TypeVar("T")
 OURS = "lighttoken"
 NOT_AVERAGED = "squad"  # its scores are percentages, those of other tasks fractions
-SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", "ratio", "bytes", "nmse")
+SIZES = ("ratio", "bytes", "nmse")
+SETTING_COLUMNS = ("task", "model", "recipe", "codec", "asked", *SIZES)
 COLUMNS = (*SETTING_COLUMNS, "n", "mean", "std", "retention", "standard_error")
 RUN_COLUMNS = (
     *SETTING_COLUMNS,
@@ -152,7 +153,7 @@ def task_means(settings: Iterable[Point]) -> list[Row]:
         references = [fmean(point.references.values()) for point in group]
         pairs = zip((point.retention["standard_error"] for point in group), references, strict=True)
         errors = [error * reference for error, reference in pairs if error is not None]
-        row = _setting(group[0].run) | dict.fromkeys(("ratio", "bytes", "nmse", "std", "standard_error"))
+        row = _setting(group[0].run) | dict.fromkeys((*SIZES, "std", "standard_error"))
         row |= {"task": f"mean of {', '.join(point.run.group[0] for point in group)}", "n": len(group)}
         row |= {"mean": fmean(scores), "retention": sum(scores) / sum(references)}
         if len(errors) == len(group):  # one seed has none
@@ -175,8 +176,13 @@ def _gap_line(gap: tuple[Point, Point, Difference]) -> str:
 
 
 def _score_row(point: Point) -> Row:
+    """Means over the runs; of the sizes too, as every seed has an artifact of its own."""
+    runs = [_setting(run) for run in point.runs]
+    sizes = {name: fmean(run[name] for run in runs) for name in SIZES if None not in [run[name] for run in runs]}
+    if "bytes" in sizes:
+        sizes["bytes"] = round(sizes["bytes"])
     scores = {"n": len(point.scores), "mean": point.mean, "std": point.std} | point.retention
-    return _setting(point.run) | {"ratio": point.ratio} | scores
+    return _setting(point.run) | sizes | scores
 
 
 def _run_row(run: Run) -> Row:

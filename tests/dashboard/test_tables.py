@@ -49,6 +49,9 @@ def test_a_row_per_setting_and_a_line_per_ratio_that_says_who_is_above(run_folde
     ours = rows["lighttoken", "25.0"]
     assert (ours["n"], float(ours["mean"])) == ("2", pytest.approx(0.80))
     assert float(ours["retention"]) == pytest.approx(0.80 / 0.81)
+    assert runs[0]["bytes"] != runs[1]["bytes"]  # every seed has an artifact of its own
+    assert int(ours["bytes"]) == round(sum(int(row["bytes"]) for row in runs) / 2)
+    assert float(ours["nmse"]) == pytest.approx(sum(float(row["nmse"]) for row in runs) / 2)
     lines = Path("scores.md").read_text().splitlines()
     assert lines[0] == "## mrpc, minilm_l6, 3 epochs"
     pq = rows["pq", "25.0"]
