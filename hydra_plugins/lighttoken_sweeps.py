@@ -7,7 +7,6 @@ take time stand in the functions. `hydra/launcher=` and `hydra/sweeper=` name th
 import importlib
 import json
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +151,7 @@ class SubmititLauncher(ProcessLauncher):
     def run(self, commands: list[tuple[Any, list[str]]]) -> None:
         """See ProcessLauncher. Raises LighttokenError without submitit or SLURM, and for jobs that SLURM refuses."""
         from lighttoken.run import queue
+        from lighttoken.run.process import this_process
 
         launcher = f"launcher=submitit_{self.cluster}"
         submitit = _import("submitit", launcher, "slurm")
@@ -159,7 +159,7 @@ class SubmititLauncher(ProcessLauncher):
             queue.check_slurm()
         if not commands:
             return
-        sweep = os.getpid() if self.cluster == "local" else None
+        sweep = this_process() if self.cluster == "local" else None
         try:
             executor = submitit.AutoExecutor(self.folder, self.cluster, slurm_max_num_timeout=self.timeouts)
             executor.update_parameters(**self.parameters)

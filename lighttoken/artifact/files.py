@@ -144,12 +144,12 @@ def _temporary(path: Path) -> Path:
     """A name beside `path` of this process. What processes that a kill has ended left of `path` is removed."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         process = left.suffixes[-2].removeprefix(".") if len(left.suffixes) > 1 else ""
-        if process.isdecimal() and not is_running(int(process)):
+        if process.isdecimal() and not _is_running(int(process)):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def is_running(process: int) -> bool:
+def _is_running(process: int) -> bool:
     """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)

@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from lighttoken.artifact.files import is_running
 from lighttoken.errors import LighttokenError
 from lighttoken.run.interruption import when_gone
+from lighttoken.run.process import is_gone
 from lighttoken.run.sweep import end_processes, run_process
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ OVER |= {"TIMEOUT", "GONE"}  # GONE: SLURM forgets jobs some minutes after their
 class QueuedJob:
     """The command of a job, as submitit pickles it and calls it on a node: once, and again whenever it is requeued."""
 
-    def __init__(self, command: list[str], folder: str, sweep: int | None = None, patience: float = 25.0) -> None:
-        """`sweep`: a process of this machine. The job ends when it is no more.
+    def __init__(
+        self, command: list[str], folder: str, sweep: dict[str, Any] | None = None, patience: float = 25.0
+    ) -> None:
+        """`sweep`: a process of this machine, of `this_process`. The job ends when it is no more.
 
         `patience`: the seconds that the run has to end by a signal, before it is killed. SLURM kills after 30.
         """
@@ -49,7 +51,7 @@ class QueuedJob:
         """
         if self.sweep is not None:
             sweep = self.sweep
-            when_gone(lambda: is_running(sweep), end_processes)
+            when_gone(lambda: not is_gone(sweep), end_processes)
         rank = int(os.environ.get("SLURM_PROCID", 0))
         received: list[int] = []
 

@@ -161,6 +161,8 @@ def run_process(command: list[str], folder: str, rank: int = 0) -> int:
     with Path(folder, f"console.{rank}.log" if rank else CONSOLE_FILE).open("w") as console:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
         _running.add(process)
+        if _stopping.is_set():  # since it was asked above, and `end_processes` may have missed this process
+            process.send_signal(signal.SIGTERM)
         try:
             return process.wait()
         finally:

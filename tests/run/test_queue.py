@@ -43,10 +43,10 @@ def wait_for(there: Callable[[], Any]) -> None:
 class Node:
     """Starts a job as a node does, in a process of submitit. The job waits, at its first start, for a signal."""
 
-    def __init__(self, code: int, script: str = RESUMING) -> None:
+    def __init__(self, code: int, script: str = RESUMING, sweep: dict[str, Any] | None = None) -> None:
         self.paths, self.process = submitit.core.utils.JobPaths("log/%j", "1"), None
         command = [sys.executable, "-c", script, "starts", str(code)]
-        submission = submitit.helpers.DelayedSubmission(QueuedJob(command, "job", patience=5.0))
+        submission = submitit.helpers.DelayedSubmission(QueuedJob(command, "job", sweep, patience=5.0))
         submission.set_timeout(5, 1)  # minutes, and how often it may go on
         self.paths.folder.mkdir(parents=True)
         submission.dump(self.paths.submitted_pickle)
@@ -102,6 +102,20 @@ def test_a_job_that_is_out_of_time_too_often_says_so(node):
 @pytest.mark.parametrize("node", [(0,), (0, RESUMING.replace("sys.exit(128 + number)", "None"))], indirect=True)
 def test_a_job_that_its_queue_ends_has_no_result(node):
     assert node.start_and_send(signal.SIGTERM) == 1
+    assert not node.paths.result_pickle.exists()
+
+
+def test_a_job_ends_with_its_sweep_though_nobody_has_waited_for_that_one():
+    script = "import json; from lighttoken.run.process import this_process; print(json.dumps(this_process()))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as sweep:
+        node = Node(0, sweep=json.loads(sweep.stdout.readline()))
+        node.start()
+        try:
+            assert node.process.wait(LIMIT) == 1
+        finally:
+            node.process.kill()
+        assert sweep.returncode is None  # a zombie until here
     assert not node.paths.result_pickle.exists()
 
 
