@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lighttoken.codec.baselines.rq import RQ
 
 
@@ -21,8 +23,8 @@ class LSQ(RQ):
         """At most so many that the search ends in minutes."""
         return [m for m in super().counts(dim, bits) if m <= self.max_words]
 
-    def quantizer(self, dim: int, m: int, bits: int) -> Any:
-        """The quantizer of faiss."""
+    def quantizer(self, rows: np.ndarray, m: int, bits: int) -> Any:
+        """The quantizer of faiss for rows that it is to learn from."""
         import faiss
 
-        return faiss.LocalSearchQuantizer(dim, m, bits)
+        return faiss.LocalSearchQuantizer(rows.shape[1], m, bits)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lighttoken.codec.baselines.pq import PQ
-from lighttoken.codec.baselines.quantizer import Quantizer, drawn
+from lighttoken.codec.baselines.quantizer import Quantizer, drawn, train_on_all
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,28 @@ class OPQ(PQ):
         import faiss
 
         dim = rows.shape[1]
+        seen = drawn(rows, weights)
         rotation = faiss.OPQMatrix(dim, m)
+        faiss.copy_array_to_vector(eigenvalue_allocation(seen, m).ravel(), rotation.A)
         inner = faiss.ProductQuantizer(dim, m, bits)
-        inner.cp.min_points_per_centroid = 1  # else it warns for every slice
+        train_on_all(inner.cp, seen)
         rotation.pq = inner
-        rotation.train(drawn(rows, weights))
+        rotation.train(seen)
         matrix = torch.from_numpy(faiss.vector_to_array(rotation.A).copy()).view(dim, dim)  # y = A x
         words, tensors = super().train(rotation.apply(rows), weights, m, bits)
         return words, tensors | {"rotation": matrix}
+
+
+def eigenvalue_allocation(rows: np.ndarray, m: int) -> np.ndarray:
+    """The rotation (d, d) that training starts from: principal directions, in m slices of equal products of variances.
+
+    Ge et al. 2013, section 4.2. faiss starts from a random rotation, which ends with up to a quarter more error.
+    """
+    variances, directions = np.linalg.eigh(np.cov(rows.T, dtype=np.float64))
+    logs = np.log(np.maximum(variances, np.finfo(np.float32).tiny))
+    logs -= logs.min()  # so that a slice that has more directions never has a smaller product
+    slices: list[list[int]] = [[] for _ in range(m)]
+    for direction in np.argsort(-logs):
+        open_slices = [part for part in slices if len(part) < len(logs) // m]
+        min(open_slices, key=lambda part: logs[part].sum()).append(int(direction))
+    return np.ascontiguousarray(directions[:, np.concatenate(slices)].T, dtype=np.float32)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lighttoken.artifact.forms import Bits
+from lighttoken.artifact.packing import stored_bytes
 from lighttoken.codec.baselines.svd import factor_tensors
 from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.shapes import Fitted, Table
@@ -18,7 +19,7 @@ class OrientationAE(Codec):
     The same: linear encoder and decoder, the loss (a share of cosine distance, the rest mean absolute error), Adam at
     1e-3 halved every 4 of 20 epochs, batches of 32. Differs: the latent size follows from the ratio; the decoder is
     multiplied by the number of least squared error, since that loss leaves lengths all but free (rows of MiniLM-L6 come
-    out 2.4 times too long at 25x); latents and decoder are stored in float16, not float32; the decoder is frozen in
+    out 2.4 times too long at 25x); latents and decoder are stored in int8, not float32; the decoder is frozen in
     fine-tuning unless `trainable` says otherwise, as for every codec.
     """
 
@@ -32,7 +33,10 @@ class OrientationAE(Codec):
     def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
         """The latents as left factor and the decoder as right factor, of the largest latent size that fits."""
         vocab_size, dim = table.shape
-        rank = budget.largest((k, 2 * k * (vocab_size + dim) + 4 * dim) for k in range(1, dim + 1))
+        rank = budget.largest(
+            (k, stored_bytes(vocab_size, k, "int8", scale_dim=1) + stored_bytes(k, dim, "int8", scale_dim=0) + 4 * dim)
+            for k in range(1, dim + 1)
+        )
         encoder, decoder = nn.Linear(dim, rank), nn.Linear(rank, dim)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.5)
@@ -51,5 +55,5 @@ class OrientationAE(Codec):
             output = decoder(latents)
             scale = (output * table).sum() / output.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
             right, bias = scale * decoder.weight.T, scale * decoder.bias
-        tensors = factor_tensors(latents, right, bias, "float16", "float16")
+        tensors = factor_tensors(latents, right, bias, "int8", "int8")
         return tensors, {"rank": rank}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lighttoken.codec.baselines.quantizer import Quantizer, read_array, read_codes
+from lighttoken.codec.baselines.quantizer import Quantizer, read_array, read_codes, train_on_all
 from lighttoken.codec.metric_roots import metric_roots
 
 
@@ -50,7 +50,7 @@ class PQ(Quantizer):
         import faiss
 
         quantizer = faiss.ProductQuantizer(rows.shape[1], m, bits)
-        quantizer.cp.min_points_per_centroid = 1  # else it warns for every slice
+        train_on_all(quantizer.cp, rows)
         if weights is None:
             quantizer.train(rows)
         else:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from lighttoken.artifact.forms import Codebooks
 from lighttoken.artifact.packing import pack_words, read_words
-from lighttoken.codec.baselines import mean_row, need
+from lighttoken.codec.baselines import mean_row, need, squared_error
 from lighttoken.codec.interface import Budget, ErrorMetric, Importance, MetricCodec, Reporter
 from lighttoken.codec.metric_roots import metric_roots
 from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
 BITS = (4, 6, 8)  # of a word, that are tried
-ROWS_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,11 @@ class Quantizer(MetricCodec):
             seen = np.ascontiguousarray((rows @ root).numpy())
             words, tensors = self.train(seen, None if alike else importance.weights.numpy(), m, bits)
             tensors = self.absorb(tensors, inverse_root) | {"codes": pack_words(words, bits), "bias": bias}
-            error = self.squared_error(table, tensors, importance)
+            error = squared_error(self.form, table, tensors, importance)
             if best is None or error < best[0]:
                 best = error, tensors, {"words": m, "word_bits": bits}
         assert best is not None
         return best[1], best[2]
-
-    def squared_error(self, table: Tensor, tensors: dict[str, Tensor], importance: Importance) -> float:
-        """Of the rows that the tensors decode to, under row weights and error metric."""
-        total, root = 0.0, metric_roots(importance.error_metric, table.shape[1])[0].float()
-        for ids in torch.arange(len(table)).split(ROWS_PER_CHUNK):
-            errors = ((self.form.read(ids, tensors, table.shape[1]) - table[ids]) @ root).square()
-            total += float((errors * importance.weights[ids].unsqueeze(1)).sum())
-        return total
 
     def roots(self, error_metric: Tensor | None, dim: int, m: int) -> tuple[Tensor, Tensor]:
         """What rows are multiplied by before they are quantized, (d, d), and its inverse."""
@@ -107,6 +98,11 @@ def drawn(rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return rows
     ends = np.cumsum(weights, dtype=np.float64)
     return rows[np.searchsorted(ends, (np.arange(2 * len(rows)) + 0.5) * (ends[-1] / (2 * len(rows))))]
+
+
+def train_on_all(settings: Any, rows: np.ndarray) -> None:
+    """Let the k-means of faiss, which takes 256 rows to a centroid, take all rows, few or many."""
+    settings.min_points_per_centroid, settings.max_points_per_centroid = 1, len(rows)
 
 
 def read_array(vector: Any, *shape: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lighttoken.codec.baselines.quantizer import Quantizer, drawn, read_array, read_codes
+from lighttoken.codec.baselines.quantizer import Quantizer, drawn, read_array, read_codes, train_on_all
 from lighttoken.errors import LighttokenError
 
 MAX_ENTRIES = 4_096  # of all codebooks together: beyond that the search takes hours
@@ -36,9 +36,10 @@ class RQ(Quantizer):
         self, rows: np.ndarray, weights: np.ndarray | None, m: int, bits: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The codebooks, and the words of a beam search."""
-        quantizer = self.quantizer(rows.shape[1], m, bits)
+        seen = drawn(rows, weights)
+        quantizer = self.quantizer(seen, m, bits)
         try:
-            quantizer.train(drawn(rows, weights))
+            quantizer.train(seen)
         except RuntimeError as error:  # a table with fewer rows than columns, among others
             reason = str(error).strip().splitlines()[-1]
             raise LighttokenError(
@@ -48,10 +49,10 @@ class RQ(Quantizer):
         codebooks = read_array(quantizer.codebooks, m, 2**bits, rows.shape[1])
         return read_codes(quantizer.compute_codes(rows), m, bits), {"codebooks": codebooks}
 
-    def quantizer(self, dim: int, m: int, bits: int) -> Any:
-        """The quantizer of faiss."""
+    def quantizer(self, rows: np.ndarray, m: int, bits: int) -> Any:
+        """The quantizer of faiss for rows that it is to learn from."""
         import faiss
 
-        quantizer = faiss.ResidualQuantizer(dim, m, bits)
-        quantizer.cp.min_points_per_centroid = 1  # else it warns for every codebook
+        quantizer = faiss.ResidualQuantizer(rows.shape[1], m, bits)
+        train_on_all(quantizer.cp, rows)
         return quantizer

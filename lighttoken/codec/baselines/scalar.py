@@ -13,8 +13,7 @@ from lighttoken.codec.interface import Budget, Codec, Importance, Reporter
 from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
 
-BITS = (1, 2, 4, 8)  # that divide a byte
-ALL_BITS = (1, 2, 3, 4, 8)
+BITS = (1, 2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 ROWS_PER_CHUNK = 4096
 
@@ -36,8 +35,8 @@ class Scalar(Codec):
     form = Levels()
 
     def __post_init__(self) -> None:
-        if self.bits not in (None, *ALL_BITS):
-            raise LighttokenError(f"bits is {self.bits}; a number takes {', '.join(map(str, ALL_BITS))}, or null")
+        if self.bits not in (None, *BITS):
+            raise LighttokenError(f"bits is {self.bits}; a number takes {', '.join(map(str, BITS))}, or null")
         if self.group_size not in (None, *GROUP_SIZES):
             raise LighttokenError(
                 f"group_size is {self.group_size}; choose one of {', '.join(map(str, GROUP_SIZES))}, or null"
@@ -72,8 +71,8 @@ def quantize_rows(rows: Tensor, bits: int, group_size: int | None = None) -> dic
 
     `row_scale` is (R, 1) float32, or (R, d/group_size) float16. Raises LighttokenError for bits that are not known.
     """
-    if bits not in ALL_BITS:
-        raise LighttokenError(f"bits is {bits}; a number takes {', '.join(map(str, ALL_BITS))}")
+    if bits not in BITS:
+        raise LighttokenError(f"bits is {bits}; a number takes {', '.join(map(str, BITS))}")
     top, dim = 2**bits - 1, rows.shape[1]
     codes, scales = [], []
     for part in rows.split(ROWS_PER_CHUNK):

@@ -1,16 +1,20 @@
 """Truncated SVD: the rank-k part alone."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lighttoken.artifact.forms import Bits
 from lighttoken.artifact.packing import Precision, quantize, stored_bytes
+from lighttoken.codec.baselines import squared_error
 from lighttoken.codec.interface import Budget, ErrorMetric, Importance, MetricCodec, Reporter
 from lighttoken.codec.lowrank import truncated_svd
 from lighttoken.codec.shapes import Fitted, Table
 from lighttoken.errors import LighttokenError
+
+PRECISIONS: tuple[Precision, ...] = ("int4", "int8", "float16")  # of the left factor, that are tried
 
 
 @dataclass(frozen=True)
@@ -19,28 +23,38 @@ class SVD(MetricCodec):
     Lan et al. 2020 (ALBERT) use it for embeddings.
 
     The same: the factors. Differs: the rows' mean is kept apart; row weights and the error metric, if any, enter the
-    approximation; the factors' precision is a setting.
+    approximation; the factors are stored in integers where more of them make up for the rounding.
     """
 
     name: str = "svd"
     error_metric: ErrorMetric = "euclidean"
     rank: int | None = None
-    coefficient_precision: Precision = "float16"
-    matrix_precision: Precision = "float16"
+    coefficient_precision: Precision | None = None
+    matrix_precision: Precision = "int8"
     form = Bits()
 
     def fit(self, table: Table, importance: Importance, budget: Budget, reporter: Reporter) -> Fitted:
-        """The factors of the largest rank that fits."""
+        """The factors of the largest rank that fits, of the precision of the least error."""
         vocab_size, dim = table.shape
         if self.rank is not None and not 1 <= self.rank <= dim:
             raise LighttokenError(f"rank is {self.rank}; a table of width {dim} has ranks from 1 to {dim}")
         ranks = range(1, dim + 1) if self.rank is None else [self.rank]
-        rank = budget.largest((k, self._nbytes(vocab_size, dim, k)) for k in ranks)
-        left, right, mean = truncated_svd(table, rank, importance.weights, importance.error_metric)
-        return factor_tensors(left, right, mean, self.coefficient_precision, self.matrix_precision), {"rank": rank}
+        precisions = PRECISIONS if self.coefficient_precision is None else (self.coefficient_precision,)
+        options = [((p, k), self._nbytes(vocab_size, dim, p, k)) for p in precisions for k in ranks]
+        budget.largest(options)  # which raises if nothing fits
+        fitting = {precision: rank for (precision, rank), nbytes in options if nbytes <= budget.tensor_bytes}
+        left, right, mean = truncated_svd(table, max(fitting.values()), importance.weights, importance.error_metric)
+        best: tuple[float, dict[str, Tensor], dict[str, Any]] | None = None
+        for precision, rank in fitting.items():
+            tensors = factor_tensors(left[:, :rank], right[:rank], mean, precision, self.matrix_precision)
+            error = squared_error(self.form, table, tensors, importance)
+            if best is None or error < best[0]:
+                best = error, tensors, {"rank": rank, "coefficient_precision": precision}
+        assert best is not None
+        return best[1], best[2]
 
-    def _nbytes(self, vocab_size: int, dim: int, rank: int) -> int:
-        left = stored_bytes(vocab_size, rank, self.coefficient_precision, scale_dim=1)
+    def _nbytes(self, vocab_size: int, dim: int, precision: Precision, rank: int) -> int:
+        left = stored_bytes(vocab_size, rank, precision, scale_dim=1)
         return left + stored_bytes(rank, dim, self.matrix_precision, scale_dim=0) + 4 * dim
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM
@@ -16,7 +17,7 @@ from lighttoken.codec.baselines.gguf import GGUF
 from lighttoken.codec.baselines.hashing_trick import HashingTrick
 from lighttoken.codec.baselines.lsq import LSQ
 from lighttoken.codec.baselines.near_lossless_binary import NearLosslessBinary
-from lighttoken.codec.baselines.opq import OPQ
+from lighttoken.codec.baselines.opq import OPQ, eigenvalue_allocation
 from lighttoken.codec.baselines.orientation_ae import OrientationAE
 from lighttoken.codec.baselines.pq import PQ
 from lighttoken.codec.baselines.rq import RQ
@@ -197,6 +198,17 @@ def test_opq_rotates_without_changing_lengths_and_beats_pq_where_directions_are_
     assert nmse(mixed, compressed) < nmse(mixed, compress(mixed, same, 6.0))
 
 
+def test_opq_starts_from_slices_of_principal_directions_of_equal_products_of_variances():
+    variances = 2.0 ** np.arange(8)
+    mixing = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    half = np.diag(variances**0.5) @ mixing.T
+    start = eigenvalue_allocation(np.concatenate([half, -half]).astype(np.float32), 4)
+    np.testing.assert_allclose(start @ start.T, np.eye(8), atol=1e-5)
+    rotated = half @ start.T
+    np.testing.assert_allclose(np.sort(np.log2((rotated**2).sum(0))), np.arange(8), atol=1e-4)
+    np.testing.assert_allclose(np.log2((rotated**2).sum(0)).reshape(4, 2).sum(1), 7, atol=1e-4)
+
+
 class SameShape(PQ):
     """PQ with a number of words."""
 
@@ -253,13 +265,22 @@ def test_scales_that_do_not_divide_a_row_are_refused(table):
         compress(table, Scalar(bits=4, group_size=64))
     with pytest.raises(LighttokenError, match="group_size is 16; choose one of 32, 64, 128, or null"):
         Scalar(group_size=16)
-    with pytest.raises(LighttokenError, match="bits is 5; a number takes 1, 2, 3, 4, 8, or null"):
-        Scalar(bits=5)
+    with pytest.raises(LighttokenError, match="bits is 7; a number takes 1, 2, 3, 4, 5, 6, 8, or null"):
+        Scalar(bits=7)
     compressed = compress(table, Scalar())
     assert compressed.settings.keys() == {"ratio", "seed", "importance"}  # as before it had settings: the same bytes
     scales = compressed.tensors["row_scale"].repeat(1, 3)
     with pytest.raises(ValueError, match="3 scales for a row of 32 numbers"):
         replace(compressed, tensors=compressed.tensors | {"row_scale": scales}).check()
+
+
+def test_svd_has_the_precision_of_the_least_error(table):
+    best = compress(table, SVD())
+    others = {precision: compress(table, SVD(coefficient_precision=precision)) for precision in ("int8", "float16")}
+    assert best.summary["coefficient_precision"] == "int4"
+    assert best.summary["rank"] > max(other.summary["rank"] for other in others.values())
+    assert nmse(table, best) < min(nmse(table, other) for other in others.values())
+    assert compress(table, SVD(), 1.2).summary["coefficient_precision"] == "float16"  # of the full rank
 
 
 def test_ids_of_the_same_hash_share_the_mean_of_their_rows(table):
@@ -303,13 +324,13 @@ def test_a_tensor_train_of_full_ranks_is_the_table_and_one_of_low_rank_is_found(
 
 def test_the_orientation_autoencoder_finds_the_directions_of_a_table_of_its_rank():
     table = torch.randn(1500, 4) @ torch.randn(4, 24)
-    compressed = compress(table, OrientationAE(learning_rate=0.01), 9.7)
+    compressed = compress(table, OrientationAE(learning_rate=0.01), 16.5)
     assert compressed.summary["rank"] == 4
     assert compressed.summary["cosine"] > 0.99
     centred = compressed.decode() - compressed.matrix("bias")
-    assert torch.linalg.matrix_rank(centred, rtol=1e-3) == 4
+    assert torch.linalg.matrix_rank(centred, rtol=0.02) == 4
     table *= 1e-3  # then the loss, of directions but for a 400th part, says next to nothing of lengths
-    rows = compress(table, OrientationAE(learning_rate=0.01), 9.7).decode()
+    rows = compress(table, OrientationAE(learning_rate=0.01), 16.5).decode()
     assert float((rows * table).sum() / rows.square().sum()) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -346,8 +367,8 @@ def test_settings_that_make_no_sense_are_refused(table):
         PQ(bits=13)
     with pytest.raises(LighttokenError, match="size is 12; a codebook has a power of two of entries"):
         CompositionalCodes(size=12)
-    with pytest.raises(LighttokenError, match="bits is 5; a number takes 1, 2, 3, 4, 8"):
-        compress(table, HashingTrick(bits=5))
+    with pytest.raises(LighttokenError, match="bits is 7; a number takes 1, 2, 3, 4, 5, 6, 8"):
+        compress(table, HashingTrick(bits=7))
     with pytest.raises(LighttokenError, match="rank is 33; a table of width 32 has ranks from 1 to 32"):
         compress(table, SVD(rank=33))
 
