@@ -3,23 +3,18 @@
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from lighttoken.run.reading import MAX_NAME, RECORD_FILE, read_record
-from lighttoken.run.records import recipe
+from lighttoken.run.reading import MAX_NAME
+from lighttoken.run.records import CUTS, UNCUT, recipe, source_of
 
 OF_HEALED = "healed"  # settings that only runs with a healed backbone have
-# Settings that cut a run short of its recipe: named even where all runs share them; and values that cut nothing.
-CUTS: tuple[str, ...] = ("limit_rows", "task.train_rows", "task.max_tokens", "trainer.max_steps", "trainer.max_time")
-CUTS += ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run")
-UNCUT = ("null", "-1", "0", "0.0", "1.0", "false")
 
 
 def codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     """What a run makes of its table: the codec, what is trained of it, healing, the run that it starts or learns from,
-    the output head.
+    the output head, the version of lighttoken.
     """
     config = record["config"]
     settings: dict[str, Any] = {name: config[name] for name in ("codec", "backbone_precision") if name in config}
@@ -27,26 +22,9 @@ def codec_settings(record: dict[str, Any]) -> dict[str, Any]:
     settings |= {name: finetune.get(name) for name in ("trainable", "distill_weight", "distill_temperature")}
     healed = heal.get("texts") and record["codec"] != "none"
     settings |= {"heal": heal["texts"], OF_HEALED: heal | {"texts": None}} if healed else {"heal": "none"}
-    started, teacher = (_source(str(config.get(name) or "")) for name in ("init_from", "distill"))
-    return settings | {"init_from": started, "distilled": teacher, "tie": record.get("tie")}
-
-
-@lru_cache(maxsize=10_000)
-def _source(run: str) -> str | bool:
-    """What a run starts from or learns from, whichever its seed: task, codec, ratio, and what cuts it short.
-
-    True if there is no run in that folder any more, False if there was none.
-    """
-    if not run:
-        return False
-    try:
-        record = read_record(Path(run, RECORD_FILE))
-    except (OSError, ValueError):  # of a damaged record, whose text is no path, too
-        return True
-    settings = {path: _text(path, value) for path, value in dotted(record["config"]).items() if path in CUTS}
-    cuts = [f"{path.rpartition('.')[2]}={text}" for path, text in settings.items() if text not in UNCUT]
-    ratio = [f"{record['ratio_asked']:g}x"] if record["ratio_asked"] else []
-    return " ".join([record["task"], record["codec"], *ratio, *cuts])
+    started, teacher = (source_of(config.get(name)) for name in ("init_from", "distill"))
+    settings |= {"init_from": started, "distilled": teacher, "tie": record.get("tie")}
+    return settings | {"version": record["versions"].get("lighttoken")}
 
 
 def table_settings(record: dict[str, Any]) -> dict[str, Any]:

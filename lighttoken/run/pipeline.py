@@ -38,6 +38,7 @@ from lighttoken.run.libraries import quiet_libraries
 from lighttoken.run.measure import bytes_by_part, common_frequencies, measure_artifact, measure_table
 from lighttoken.run.process import rank
 from lighttoken.run.records import MODEL_FOLDER, RECORD_FILE, Record, command_line, find_reference, settings_of, settle
+from lighttoken.run.scores import check_metrics
 from lighttoken.run.screen import print_closing_table
 from lighttoken.run.tracking import log_result, log_sizes, open_loggers
 from lighttoken.run.trainer import check_finite, load_best, resumable, resume_folder
@@ -159,11 +160,12 @@ def load(
 
 
 def load_data(config: DictConfig, backbone: Backbone) -> TaskData:
-    """The task's rows, tokenised. Raises LighttokenError for `predict` without rows to answer."""
+    """The task's rows, tokenised. Raises LighttokenError for `predict` without rows to answer, and `check_metrics`."""
     task: Any = get_class(config.task._target_)
     data: TaskData = instantiate(config.task, tokenizer=backbone.tokenizer(task.pads))
     data.prepare_data()
     data.setup()
+    check_metrics(data.metrics)
     if config.predict:
         data.predict_dataloader()
     return data

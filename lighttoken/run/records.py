@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from lighttoken.codec import NO_CODEC
 from lighttoken.errors import LighttokenError
 from lighttoken.run.memory import peak_of_process
 from lighttoken.run.process import rank, this_process
-from lighttoken.run.reading import RECORD_FILE, read_records
+from lighttoken.run.reading import RECORD_FILE, read_record, read_records
 from lighttoken.run.secrets import masked
 from lighttoken.version import __version__
 
@@ -52,6 +53,10 @@ NOT_RECIPE = (
     "tie",
     "heal",
 )
+# Settings that cut a run short of its recipe, and values of them that cut nothing.
+CUTS: tuple[str, ...] = ("limit_rows", "task.train_rows", "task.max_tokens", "trainer.max_steps", "trainer.max_time")
+CUTS += ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.overfit_batches", "trainer.fast_dev_run")
+UNCUT = ("null", "-1", "0", "0.0", "1.0", "false")
 LABEL_NAMES = ("label_names", "submit_names")
 # Keys that may differ between two commands that ask for the same run.
 NOT_ASKED = ("output_dir", "logger", "progress", "resume", "skip_done")
@@ -211,7 +216,33 @@ def recipe(config: dict[str, Any]) -> dict[str, Any]:
     shared = {key: _comparable(value) for key, value in config.items() if key not in NOT_RECIPE}
     finetune = shared.get("finetune") or {}
     shared["finetune"] = {key: value for key, value in finetune.items() if not key.startswith("distill_")}
-    return shared | {"init_from": bool(config.get("init_from"))}  # the run to start from has a codec of its own
+    # The run to start from has a codec of its own; its task counts.
+    return shared | {"init_from": source_of(config.get("init_from"), codec=False)}
+
+
+def source_of(run: Any, codec: bool = True) -> str | bool:
+    """What a run starts or learns from, whichever its seed: the task, perhaps the codec, and what cuts it short.
+
+    True if there is no run in that folder any more, False if there was none.
+    """
+    return _source_of(str(run), codec) if run else False
+
+
+@lru_cache(maxsize=10_000)
+def _source_of(run: str, codec: bool) -> str | bool:
+    try:
+        record = read_record(Path(run, RECORD_FILE))
+    except (OSError, ValueError):  # of a damaged record, whose text is no path, too
+        return True
+    config = record["config"]
+    ratio = f" {record['ratio_asked']:g}x" if record["ratio_asked"] else ""
+    words = [record["task"], f"{record['codec']}{ratio}"] if codec else [record["task"]]
+    for path in CUTS:
+        group, _, key = path.rpartition(".")
+        node = config.get(group) if group else config
+        value = json.dumps(node.get(key)) if isinstance(node, dict) else "null"
+        words += [f"{key}={value}"] if value not in UNCUT else []
+    return " ".join(words)
 
 
 def _comparable(node: Any) -> Any:

@@ -173,6 +173,9 @@ def finish_job(job: Job, code: int, reason: str | None = None) -> None:
     """Set status and error of a job from the exit code of its process. Corrects a record that still says `running`."""
     path, console = Path(job.folder, RECORD_FILE), Path(job.folder, CONSOLE_FILE)
     record = _content(path)
+    if code and record.get("status") == "done":  # all is written; a library has crashed while the process ended
+        log.warning("#%d is done and ended with exit code %d", job.number, code)
+        code = 0
     if code < 0 or record.get("status") == "running":  # the process had no time to write its end
         job.error = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if "status" in record:

@@ -1,5 +1,6 @@
 """Your own sentences and labels, in files on disk: classes, or a number to predict."""
 
+import csv
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,9 +19,10 @@ from lighttoken.tasks.sentences import SentenceData
 
 log = logging.getLogger(__name__)
 
-READERS: dict[str, tuple[str, dict[str, str]]] = {
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
-    ".tsv": ("csv", {"delimiter": "\t"}),
+    # A quotation mark is text, as in GLUE's files. As quoting, one would swallow all rows up to the next.
+    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
     ".parquet": ("parquet", {}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),

@@ -90,6 +90,25 @@ def test_runs_that_start_from_runs_of_other_codecs_are_no_seeds_of_each_other(ru
     }
 
 
+def test_a_reference_started_from_the_task_that_its_run_started_from(run_folder, tmp_path):
+    for source, score in (("mnli", 0.85), ("sst2", 0.8)):
+        for codec in ("none", "lighttoken"):
+            start = run_folder(source, codec, **scored(0.9))
+            run_folder("mrpc", codec, **scored(score), config={"init_from": str(start)})
+    kept = {run.title: run.retention for run in gather([tmp_path / "outputs"]) if run.record["task"] == "mrpc"}
+    assert kept == {
+        "mrpc, minilm_l6, 3 epochs, init_from=mnli": 1.0,
+        "mrpc, minilm_l6, 3 epochs, init_from=sst2": 1.0,
+    }
+
+
+def test_runs_of_two_versions_are_no_seeds_of_each_other(run_folder, tmp_path):
+    for seed, version in enumerate(("0.1.0", "0.2.0")):
+        run_folder("mrpc", "lighttoken", seed=seed, **scored(0.8), versions={"lighttoken": version})
+    labels = {point.run.label for point in points(gather([tmp_path / "outputs"]))}
+    assert labels == {"lighttoken (version=0.1.0)", "lighttoken (version=0.2.0)"}
+
+
 @pytest.mark.parametrize("odd", ["a\0b", "\ud800", 7.5, ["x"], {"a": 1}, True, "gone/run"])
 def test_a_run_that_starts_from_what_is_no_run_is_shown(odd, run_folder, tmp_path):
     run_folder("rte", "lighttoken", **scored(0.6), config={"init_from": odd})

@@ -349,7 +349,7 @@ def test_evidence_is_a_sweep_of_references_one_of_codecs_and_a_report(command, s
         ("none (trainable=frozen)", "1.0", "2", True),
         ("svd (distilled=false)", "2.0", "2", True),
         ("svd (distilled=false)", "2.5", "2", True),
-        ("svd (distilled=true)", "2.0", "2", True),
+        ("svd (distilled=sst2 none)", "2.0", "2", True),
     ]
 
 
@@ -359,6 +359,16 @@ def test_the_record_of_a_job_that_a_shell_or_a_queue_ended_does_not_stay_running
     finish_job(job, 137)  # 128 + 9: a shell reports a kill this way
     assert (job.status, job.error) == ("failed", "ended with exit code 137")
     assert json.loads((tmp_path / "record.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("code", [-11, 134])
+def test_a_job_whose_record_is_written_is_done_though_its_process_crashes_at_its_end(tmp_path, code):
+    record = json.dumps({"status": "done", "error": None, "metrics": {"val/accuracy": 0.9}})
+    (tmp_path / "record.json").write_text(record)
+    job = Job(0, [], str(tmp_path), "done")
+    finish_job(job, code)
+    assert (job.status, job.error) == ("done", None)
+    assert (tmp_path / "record.json").read_text() == record
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"status": "do', "[1]", "\xff"])

@@ -64,6 +64,16 @@ def test_columns_have_any_name_and_a_validation_file_is_scored(own, suffix):
     assert data.splits["validation"]["labels"][:3] == [2, 1, 0]  # in the order that was given
 
 
+def test_a_quotation_mark_in_a_tsv_is_text(own, tmp_path):
+    texts = TEXTS[:3] + ['"so sad', '"great" film', 'a "b" c'] + TEXTS[6:]
+    (tmp_path / "own").mkdir()
+    for name in ("train.tsv", "validation.tsv"):
+        rows = "".join(f"{text}\t{NAMES[i % 3]}\n" for i, text in enumerate(texts))
+        (tmp_path / "own" / name).write_text(f"text\tlabel\n{rows}")
+    data = own(files={"nothing.csv": pd.DataFrame()})
+    assert data.read_splits()["validation"]["text"] == texts
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
