@@ -59,7 +59,7 @@ def test_a_csv_file_goes_on_where_it_stopped():
 @pytest.mark.slow
 def test_a_point_of_scaling(checkpoint):
     row = scaling.run_point("synthetic", partial(synthetic_table, str(checkpoint()), 3000, 48), 6)
-    assert row.keys() == set(scaling.COLUMNS)
+    assert row.keys() == set(scaling.COLUMNS) - {"code", "asked"}  # which the caller adds
     assert (row["rows"], row["dim"]) == (3000, 48)
     assert row["ratio"] >= 6
     assert row["gap_db"] > 0
@@ -113,12 +113,12 @@ def test_points_of_rate_distortion_are_computed_once(script, checkpoint):
 def test_settings_of_the_prior_are_compared_on_the_same_texts_and_computed_once(script, checkpoint, sst2):
     def run(*settings: str) -> list[dict[str, str]]:
         arguments = ["results", "--data", str(sst2.parent), "--model", str(checkpoint()), "--tasks", "sst2"]
-        script("prior", *arguments, "--ratios", "2.5", "--settings", *settings)
+        script("prior", *arguments, "--ratios", "4", "--settings", *settings)
         with Path("results/prior.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
     (first,) = run("0.4,1e-7")
-    assert float(first["ratio"]) >= 2.5
+    assert float(first["ratio"]) >= 4
     assert 0.5 < float(first["sst2"]) == float(first["mean"]) < 1
     again, second = run("0.4,1e-7", "1,1e-7")
     assert again == first
