@@ -22,7 +22,7 @@ def find_embedding(model: nn.Module) -> nn.Embedding:
         ) from error
     if isinstance(embedding, CompressedEmbedding):
         raise LighttokenError(
-            f"the table of {type(model).__name__} is compressed already, {embedding.ratio:.1f} times; load the "
+            f"the table of {type(model).__name__} is compressed already, {embedding.ratio:.1f}x smaller; load the "
             "original, or train and score this one with codec=stored"
         )
     scaled = hasattr(embedding, "embed_scale")  # as BART's and Gemma's

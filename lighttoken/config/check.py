@@ -194,7 +194,7 @@ def _check_stored(config: dict[str, Any]) -> None:
     compared = {"kl_divergence", "top1_agreement"} & (config["task"].get("metrics") or {}).keys()
     if compared:
         raise LighttokenError(
-            f"{', '.join(sorted(compared))} compare with the original model, which codec=stored has not; add "
+            f"{', '.join(sorted(compared))} compare with the original model, which codec=stored does not have; add "
             + " ".join(f"'~task.metrics.{name}'" for name in sorted(compared))
         )
 
@@ -205,7 +205,7 @@ def _check_healing(config: dict[str, Any]) -> None:
     if texts and not config["checkpoint"]:
         raise LighttokenError(f"heal={texts} adapts the backbone, and an artifact is the table; add checkpoint=true")
     if texts == "task":
-        raise LighttokenError("heal=task reads the rows of a task, which this command has not; choose heal=prior")
+        raise LighttokenError("heal=task reads the rows of a task, and this command has no task; choose heal=prior")
 
 
 def _check_goal(config: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ def check_sources(config: DictConfig) -> None:
     if file and not Path(file).is_file():
         raise LighttokenError(f"task.file={file} is no file; give one that is there")
     if folder and not Path(folder).is_dir():
-        raise LighttokenError(f"task.data_dir={folder} is not a folder; it needs train.parquet, among others")
+        raise LighttokenError(f"task.data_dir={folder} is not a folder; give the one with the rows, train.* among them")
 
 
 def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -56,7 +56,7 @@ def run_command(config_name: str, run: str) -> None:
     with _one_line_errors(message, show_traceback):
         refuse_secrets(sys.argv[1:])
         refuse_dashes(sys.argv[1:], config_name)
-        sys.argv[1:] = with_replay(sys.argv[1:])
+        sys.argv[1:] = sweep_first(with_replay(sys.argv[1:]))
         with quiet_process() if rank() else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(job)()
 
@@ -68,6 +68,19 @@ def refuse_dashes(arguments: Sequence[str], config_name: str) -> None:
         key, _, value = word.lstrip("-").partition("=")
         if word.startswith("--") and key in keys:
             raise LighttokenError(f"{word} has dashes; write {key}={value or following or 'VALUE'}")
+
+
+def sweep_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `-m` before the others: argparse refuses values on both sides of it.
+
+    Raises LighttokenError if `--cfg` is among them.
+    """
+    rest = [word for word in arguments if word not in ("-m", "--multirun")]
+    if len(rest) == len(arguments):
+        return rest
+    if shown := [word for word in rest if word in ("-c", "--cfg") or word.startswith("--cfg=")]:
+        raise LighttokenError(f"{shown[0]} shows the config of one job; leave out -m, and give one value to each key")
+    return ["-m", *rest]
 
 
 def with_replay(arguments: Sequence[str]) -> list[str]:

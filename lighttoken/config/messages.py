@@ -68,7 +68,9 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
     if match := re.match(r"Could not override '([^']+)'", str(error)):
         return _unknown_key(match[1], config_name)
     if match := re.match(r"Ambiguous value for argument '([^']+)'", str(error)):
-        return f"{match[1]} is a list of values; add -m to run one after another"
+        shows = any(word in ("-c", "--cfg") or word.startswith("--cfg=") for word in sys.argv[1:])
+        way_out = "--cfg shows one job: give one of them" if shows else "add -m to run one after another"
+        return f"{match[1]} is a list of values; {way_out}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if group.startswith("model/"):

@@ -60,6 +60,8 @@ def cure(prefix: str, key: str, known: set[str]) -> str:
     """The known key that is closest to an unknown one, or all known keys."""
     close = difflib.get_close_matches(key, known, n=1)
     names = ", ".join(sorted(name for name in known if not name.startswith("_")))
+    if not names:  # heal=none, for one
+        return f"it has no settings as it is; choose one that has, by {prefix.removesuffix('.')}=NAME"
     return f"did you mean {prefix}{close[0]}?" if close else f"known: {names}"
 
 

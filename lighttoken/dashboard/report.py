@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -41,7 +42,9 @@ def report(
     linked = root if port is not None else None
     page, *others = write_report(runs, output, WATCH_SECONDS if watch else None, linked, left_out, paper=paper)
     size = page.stat().st_size / 1e6
-    print(f"{len(runs)} runs: {page} ({size:.1f} MB) and {len(others)} figures and tables beside it")
+    counts = Counter(run.record["status"] for run in runs)
+    states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    print(f"{len(runs)} runs ({states}): {page} ({size:.1f} MB) and {len(others)} figures and tables beside it")
     if left_out:
         print(f"left out: {len(left_out)} odd records, which the page names")
     server = None if port is None else serve(root, port)

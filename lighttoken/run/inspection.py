@@ -14,17 +14,20 @@ from lighttoken.backbone.checkpoint import read_checkpoint
 from lighttoken.backbone.source import Backbone
 from lighttoken.codec.loss import table_errors
 from lighttoken.errors import LighttokenError
+from lighttoken.run.records import MODEL_FOLDER
 from lighttoken.run.screen import print_plan, print_rows, size
 
 
 def show(folder: Path, source: Backbone | None = None) -> bool:
     """Print the content of a folder. With a source, return whether its table is the one that was compressed.
 
-    Raises LighttokenError if the folder is damaged.
+    Raises LighttokenError if the folder is damaged, or that of a run.
     """
     if source is not None:
         source.source()  # raises its error before anything is printed
     is_checkpoint = not (folder / METADATA_FILE).exists() and (folder / "config.json").exists()
+    if not is_checkpoint and (folder / MODEL_FOLDER / "config.json").exists():
+        raise LighttokenError(f"{folder} is the folder of a run; show its model, {folder / MODEL_FOLDER}")
     compressed = read_checkpoint(folder) if is_checkpoint else load_table(folder)
     with refusing(f"{folder} is damaged"):  # the description has values of other types or lengths than a codec writes
         print_rows(str(folder), _rows(folder, compressed, is_checkpoint))

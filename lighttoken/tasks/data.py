@@ -309,7 +309,9 @@ def position(text: str) -> float:
 def missing_split(folder: Path, split: str) -> LighttokenError:
     """The error for a data folder that does not exist or has no file of a split."""
     if not folder.is_dir():
-        return LighttokenError(f"task.data_dir={folder} is not a folder; it needs {split}.parquet, among others")
+        return LighttokenError(
+            f"task.data_dir={folder} is not a folder; give the one with the rows, {split}.* among them"
+        )
     present = ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or "nothing there"
     return LighttokenError(
         f"task.data_dir={folder} has no split {split!r}: {split}.parquet is missing; found {present}"

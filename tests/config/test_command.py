@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 import pytest
 
-from lighttoken.config.command import run_command, with_replay
+from lighttoken.config.command import run_command, sweep_first, with_replay
 from lighttoken.errors import LighttokenError
 from lighttoken.version import __version__
 
@@ -91,6 +91,11 @@ def test_a_command_that_is_written_as_an_argument_is_named():
     done = subprocess.run([sys.executable, "-m", "lighttoken", "compress"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: lighttoken has no argument compress; write python -m lighttoken.compress\n"
+
+
+def test_the_flag_of_a_sweep_stands_anywhere():
+    assert sweep_first(["seed=0,1", "-m", "ratio=5,25"]) == ["-m", "seed=0,1", "ratio=5,25"]
+    assert sweep_first(["seed=0", "--cfg", "job"]) == ["seed=0", "--cfg", "job"]
 
 
 def test_replay_stands_for_the_arguments_of_a_run(tmp_path):

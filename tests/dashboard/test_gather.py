@@ -96,10 +96,7 @@ def test_a_reference_started_from_the_task_that_its_run_started_from(run_folder,
             start = run_folder(source, codec, **scored(0.9))
             run_folder("mrpc", codec, **scored(score), config={"init_from": str(start)})
     kept = {run.title: run.retention for run in gather([tmp_path / "outputs"]) if run.record["task"] == "mrpc"}
-    assert kept == {
-        "mrpc, minilm_l6, 3 epochs, init_from=mnli": 1.0,
-        "mrpc, minilm_l6, 3 epochs, init_from=sst2": 1.0,
-    }
+    assert kept == {"mrpc, minilm_l6, 3 epochs, init_from=mnli": 1.0, "mrpc, minilm_l6, 3 epochs, init_from=sst2": 1.0}
 
 
 def test_runs_of_two_versions_are_no_seeds_of_each_other(run_folder, tmp_path):

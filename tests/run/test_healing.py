@@ -169,7 +169,7 @@ def test_a_healed_checkpoint_has_the_same_table_and_nearer_hidden_states(command
         (["heal=prior"], "heal=prior adapts the backbone, and an artifact is the table; add checkpoint=true"),
         (
             ["heal=task", "checkpoint=true"],
-            "heal=task reads the rows of a task, which this command has not; choose heal=prior",
+            "heal=task reads the rows of a task, and this command has no task; choose heal=prior",
         ),
         (["heal=corpus", "checkpoint=true"], "missing heal.file; add heal.file=VALUE to the command"),
         (

@@ -20,6 +20,13 @@ def test_text_of_an_artifact_is_no_command_to_the_terminal(tmp_path, capsys):
     assert out.count("x") < 1200
 
 
+def test_the_folder_of_a_run_points_to_its_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    with pytest.raises(LighttokenError, match="is the folder of a run; show its model, .*/model$"):
+        show(tmp_path)
+
+
 @pytest.mark.parametrize(
     "odd", [{"tier_bits": 1, "tier_rows": [1]}, {"tier_bits": [1], "tier_rows": []}, {"tier_bits": ["a"]}]
 )
