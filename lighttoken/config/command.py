@@ -79,7 +79,7 @@ def sweep_first(arguments: Sequence[str]) -> list[str]:
     if len(rest) == len(arguments):
         return rest
     if shown := [word for word in rest if word in ("-c", "--cfg") or word.startswith("--cfg=")]:
-        raise LighttokenError(f"{shown[0]} shows the config of one job; leave out -m, and give one value to each key")
+        raise LighttokenError(f"{shown[0]} shows the config of one job; leave out -m")
     return ["-m", *rest]
 
 

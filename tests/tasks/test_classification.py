@@ -65,7 +65,7 @@ def test_columns_have_any_name_and_a_validation_file_is_scored(own, suffix):
 
 
 def test_a_quotation_mark_in_a_tsv_is_text(own, tmp_path):
-    texts = TEXTS[:3] + ['"so sad', '"great" film', 'a "b" c'] + TEXTS[6:]
+    texts = [*TEXTS[:3], '"so sad', '"great" film', 'a "b" c', *TEXTS[6:]]
     (tmp_path / "own").mkdir()
     for name in ("train.tsv", "validation.tsv"):
         rows = "".join(f"{text}\t{NAMES[i % 3]}\n" for i, text in enumerate(texts))
