@@ -24,7 +24,7 @@ def test_rows_are_those_of_the_compressed_embedding(state_bits, ratio):
 
 @pytest.mark.parametrize("codec", ["svd", LightToken(state_bits=6)])  # the second has integers
 def test_a_table_that_is_no_stream_of_windows_is_refused(codec):
-    with pytest.raises(LighttokenError, match=r" at 2\..x cannot be read as int32 words; that takes codec=lighttoken"):
+    with pytest.raises(LighttokenError, match=r" at [\d.]+x cannot be read as int32 words; that takes codec=l"):
         Int32Embedding(embedding_of(700, 32, codec, 2.0))
 
 

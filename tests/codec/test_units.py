@@ -5,9 +5,12 @@ import torch
 
 from lighttoken import LighttokenError, compress_table
 from lighttoken.artifact.table import ERRORS
+from lighttoken.codec.baselines.svd import SVD
 from lighttoken.codec.lighttoken.method import LightToken
 from lighttoken.codec.loss import table_errors
 from lighttoken.codec.units import Units, find_units
+
+SVD_FLOAT16 = SVD(coefficient_precision="float16", matrix_precision="float16")
 
 QUICK = LightToken(state_bits=6, tiers=2)
 
@@ -74,10 +77,10 @@ def test_a_scale_that_float16_cannot_hold_is_refused_with_the_factor_that_cures_
     with pytest.raises(
         LighttokenError, match=r"2\*\*-63, which the artifact's 'right' cannot hold in float16;"
     ) as seen:
-        compress(table * 1e-20, "svd")
+        compress(table * 1e-20, SVD_FLOAT16)
     assert "multiply the table by 2**63" in str(seen.value)
     assert len(str(seen.value)) < 300
-    assert compress(table * 1e-20 * 2.0**63, "svd").summary["nmse"] < 0.6
+    assert compress(table * 1e-20 * 2.0**63, SVD_FLOAT16).summary["nmse"] < 0.6
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")

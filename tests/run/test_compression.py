@@ -23,6 +23,9 @@ from transformers import (
 from lighttoken import CompressedEmbedding, compress_table, load_table, swap_embedding
 from lighttoken.backbone.embedding import set_trainable
 from lighttoken.backbone.source import Backbone
+from lighttoken.codec.baselines.svd import SVD
+
+SVD_FLOAT16 = SVD(coefficient_precision="float16", matrix_precision="float16")
 
 QUICK = ["codec.state_bits=6", "codec/prior=zipf", "codec.error_metric_sequences=32", "ratio=2.5", "progress=false"]
 IDS = torch.arange(1, 19).view(2, 9)
@@ -241,7 +244,7 @@ def test_the_tokenizer_of_a_model_that_cannot_pad_is_read_where_nothing_is_padde
 
 def test_transformers_trainer_fine_tunes_it_and_goes_back_to_the_best_epoch(make_model, tmp_path):
     model = make_model("bert", AutoModelForSequenceClassification)
-    compressed = compress_table(model.get_input_embeddings().weight, "svd", 2.0, progress=False)
+    compressed = compress_table(model.get_input_embeddings().weight, SVD_FLOAT16, 2.0, progress=False)
     swap_embedding(model, compressed)
     embedding = model.get_input_embeddings()
     set_trainable(embedding, "decoder+factors")

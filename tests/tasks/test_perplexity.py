@@ -20,11 +20,14 @@ from transformers import (
 from lighttoken import LighttokenError, compress_table, swap_embedding
 from lighttoken.backbone.language_model import shared_copy
 from lighttoken.backbone.source import Backbone
+from lighttoken.codec.baselines.svd import SVD
 from lighttoken.dashboard.gather import gather
 from lighttoken.tasks import perplexity
 from lighttoken.tasks.perplexity import Mean, Perplexity, PerplexityData
 from tests.conftest import SIZES
 from tests.tasks.conftest import read_record
+
+SVD_FLOAT16 = SVD(coefficient_precision="float16", matrix_precision="float16")
 
 TEXT = " ".join(f"word{i * i % 184} the" for i in range(50)) + " film"  # 101 tokens
 TIED = {"tie_word_embeddings": True, "initializer_range": 0.3}
@@ -100,7 +103,7 @@ def test_a_decoders_scores_are_those_of_a_plain_loop(gpt2, monkeypatch, stride):
     data = task_of(gpt2, stride=stride)
     model = data.make_model(gpt2)
     original = shared_copy(model)
-    swap_embedding(model, compress_table(model.transformer.wte.weight, "svd", ratio=2.5, progress=False))
+    swap_embedding(model, compress_table(model.transformer.wte.weight, SVD_FLOAT16, ratio=2.5, progress=False))
     # The loop of transformers' guide to perplexity: a window scores what no window before it has scored.
     ids = torch.tensor(data.tokenizer(TEXT)["input_ids"])
     pairs, done = [], 0
@@ -126,7 +129,7 @@ def test_a_masked_models_scores_are_those_of_a_plain_loop(save, make_model, toke
     data = task_of(backbone, mask_every=mask_every, max_tokens=40)
     model = data.make_model(backbone)
     original = shared_copy(model)
-    swap_embedding(model, compress_table(model.get_input_embeddings().weight, "svd", ratio=2.5, progress=False))
+    swap_embedding(model, compress_table(model.get_input_embeddings().weight, SVD_FLOAT16, ratio=2.5, progress=False))
     ids, pairs = tokenizer(TEXT, add_special_tokens=False)["input_ids"][:40], []
     for begin in range(0, 40, 14):
         window = torch.tensor([2, *ids[begin : begin + 14], 3])

@@ -100,7 +100,7 @@ def test_a_missing_split_names_the_folder_and_what_is_there(glue, sst2):
         LighttokenError, match=r"no split 'validation': validation.parquet is missing; found other.parquet"
     ):
         glue().prepare_data()
-    with pytest.raises(LighttokenError, match=r"task.data_dir=\S+nowhere is not a folder; it needs train.parquet"):
+    with pytest.raises(LighttokenError, match=r"task.data_dir=\S+nowhere is not a folder; give the one with the rows"):
         glue(data_dir=str(sst2 / "nowhere")).prepare_data()
 
 

@@ -7,8 +7,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lighttoken import LighttokenError, compress_table, load_table
+from lighttoken.codec.baselines.svd import SVD
 from lighttoken.codec.loss import weighted_error
 from lighttoken.codec.paper.method import LightTokenPaper
+
+SVD_FLOAT16 = SVD(coefficient_precision="float16", matrix_precision="float16")
 
 TRAINER = partial(L.Trainer, max_steps=60, accelerator="cpu", devices=1, log_every_n_steps=20)
 SMALL = LightTokenPaper(stage_bits=24, trainer=TRAINER, batch_size=128)
@@ -142,7 +145,7 @@ def test_the_caller_of_python_gets_a_progress_bar_and_no_notes(table, capsys):
 
 def test_values_beyond_the_stored_precision_are_refused(table):
     with pytest.raises(LighttokenError, match="'right' cannot hold in float16; .* or matrix_precision=int8 where"):
-        compress_table(table * 1e6, "svd", 2.0, progress=False)
+        compress_table(table * 1e6, SVD_FLOAT16, 2.0, progress=False)
 
 
 def with_nan(table):
