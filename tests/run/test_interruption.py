@@ -118,8 +118,10 @@ def test_a_compress_that_a_signal_ends_leaves_no_folder(start):
 
 
 @pytest.mark.slow
-def test_a_compress_goes_on_where_a_signal_has_ended_it(start):
-    settings = ["ratio=3", "codec/prior=uniform", "codec.error_metric=euclidean", "codec.state_bits=16"]
+def test_a_compress_goes_on_where_a_signal_has_ended_it(start, saved_model):
+    # Of few bits to a number and a wide window: a search of seconds, where a low ratio has integers.
+    settings = ["model.path=CHECKPOINT", "ratio=16", "codec.state_bits=16"]
+    settings += ["codec/prior=uniform", "codec.error_metric=euclidean"]
     process = start("compress", *settings, "output=interrupted")
     wait_for(lambda: any(Path().glob(".interrupted.*.parts/states-*")), process)
     code, line = end(process, signal.SIGTERM)
