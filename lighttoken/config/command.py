@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lighttoken.config.messages import one_line
+from lighttoken.config.messages import one_line, shows_config
 from lighttoken.config.schema import SCHEMAS, config_dir, register
 from lighttoken.errors import LighttokenError
 from lighttoken.run.process import rank
@@ -78,8 +78,8 @@ def sweep_first(arguments: Sequence[str]) -> list[str]:
     rest = [word for word in arguments if word not in ("-m", "--multirun")]
     if len(rest) == len(arguments):
         return rest
-    if shown := [word for word in rest if word in ("-c", "--cfg") or word.startswith("--cfg=")]:
-        raise LighttokenError(f"{shown[0]} shows the config of one job; leave out -m")
+    if shows_config(rest):
+        raise LighttokenError("--cfg shows the config of one job; leave out -m")
     return ["-m", *rest]
 
 

@@ -4,6 +4,7 @@ import difflib
 import errno
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def _line(error: BaseException, config_name: str) -> str | None:
     return None
 
 
+def shows_config(words: Sequence[str]) -> bool:
+    """Whether a command only shows its config."""
+    return any(word in ("-c", "--cfg") or word.startswith("--cfg=") for word in words)
+
+
 def _output_folder() -> str:
     """Where the command writes, by its arguments: an error of a file that is open already has no name."""
     chosen = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
@@ -68,8 +74,9 @@ def _hydra_line(error: HydraException | OmegaConfBaseException, config_name: str
     if match := re.match(r"Could not override '([^']+)'", str(error)):
         return _unknown_key(match[1], config_name)
     if match := re.match(r"Ambiguous value for argument '([^']+)'", str(error)):
-        shows = any(word in ("-c", "--cfg") or word.startswith("--cfg=") for word in sys.argv[1:])
-        way_out = "--cfg shows one job: give one of them" if shows else "add -m to run one after another"
+        way_out = (
+            "--cfg shows one job: give one of them" if shows_config(sys.argv) else "add -m to run one after another"
+        )
         return f"{match[1]} is a list of values; {way_out}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")

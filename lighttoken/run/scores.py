@@ -36,7 +36,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         if getattr(metric, "higher_is_better", None) is False and is_score(name) and not lower_is_better([name]):
             raise LighttokenError(
                 f"task.metrics.{name} is better when it is lower, and scores are compared as better when higher; "
-                f"take a correlation, or the name loss, kl_divergence or perplexity for a metric of that kind"
+                "choose one that is better when higher, such as a correlation"
             )
 
 

@@ -55,7 +55,7 @@ class OPQ(PQ):
 def eigenvalue_allocation(rows: np.ndarray, m: int) -> np.ndarray:
     """The rotation (d, d) that training starts from: principal directions, in m slices of equal products of variances.
 
-    Ge et al. 2013, section 4.2. faiss starts from a random rotation, which ends with up to a quarter more error.
+    Ge et al. 2013, section 4.2. faiss would start from a random rotation.
     """
     variances, directions = np.linalg.eigh(np.cov(rows.T, dtype=np.float64))
     logs = np.log(np.maximum(variances, np.finfo(np.float32).tiny))

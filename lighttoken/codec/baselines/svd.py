@@ -44,14 +44,13 @@ class SVD(MetricCodec):
         budget.largest(options)  # which raises if nothing fits
         fitting = {precision: rank for (precision, rank), nbytes in options if nbytes <= budget.tensor_bytes}
         left, right, mean = truncated_svd(table, max(fitting.values()), importance.weights, importance.error_metric)
-        best: tuple[float, dict[str, Tensor], dict[str, Any]] | None = None
+        tried: list[tuple[float, dict[str, Tensor], dict[str, Any]]] = []
         for precision, rank in fitting.items():
             tensors = factor_tensors(left[:, :rank], right[:rank], mean, precision, self.matrix_precision)
             error = squared_error(self.form, table, tensors, importance)
-            if best is None or error < best[0]:
-                best = error, tensors, {"rank": rank, "coefficient_precision": precision}
-        assert best is not None
-        return best[1], best[2]
+            tried.append((error, tensors, {"rank": rank, "coefficient_precision": precision}))
+        _, tensors, summary = min(tried, key=lambda entry: entry[0])
+        return tensors, summary
 
     def _nbytes(self, vocab_size: int, dim: int, precision: Precision, rank: int) -> int:
         left = stored_bytes(vocab_size, rank, precision, scale_dim=1)
